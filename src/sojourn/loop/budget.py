@@ -1,0 +1,64 @@
+"""What a run may use and has used, counted over the whole tree of frames.
+
+The machine charges it with every event. The rule: it is checked before something begins, so a limit is never passed by
+more than what was in flight.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from sojourn.loop.messages import Plain, Usage
+
+OnExhaust = Literal["fail", "suspend"]
+
+
+class Limits(Plain, frozen=True, kw_only=True):
+    """The hard bounds of one run, None where there is none. Money is in micro-USD."""
+
+    steps: int | None = 75
+    tool_calls: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    usd_micros: int | None = None
+    active_s: float | None = 3600.0
+    """Time during which something was in flight; waiting for a person costs none."""
+    depth: int = 16
+    on_exhaust: OnExhaust = "fail"
+
+
+class Spent(Plain, frozen=True, kw_only=True):
+    """What a run used so far."""
+
+    steps: int = 0
+    tool_calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    usd_micros: int = 0
+    active_ms: int = 0
+    usage: Usage = Usage()
+
+
+def charge_step(spent: Spent, usage: Usage, usd_micros: int) -> Spent:
+    """Add one model reply."""
+    return msgspec.structs.replace(
+        spent,
+        steps=spent.steps + 1,
+        input_tokens=spent.input_tokens + usage.prompt,
+        output_tokens=spent.output_tokens + usage.output,
+        usd_micros=spent.usd_micros + usd_micros,
+        usage=spent.usage + usage,
+    )
+
+
+def exhausted(limits: Limits, spent: Spent) -> str | None:
+    """Name the first limit that leaves no room for another step."""
+    pairs = (
+        ("steps", limits.steps, spent.steps),
+        ("tool_calls", limits.tool_calls, spent.tool_calls),
+        ("input_tokens", limits.input_tokens, spent.input_tokens),
+        ("output_tokens", limits.output_tokens, spent.output_tokens),
+        ("usd_micros", limits.usd_micros, spent.usd_micros),
+        ("active_s", limits.active_s, spent.active_ms / 1000),
+    )
+    return next((name for name, limit, used in pairs if limit is not None and used >= limit), None)

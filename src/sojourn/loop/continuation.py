@@ -1,0 +1,260 @@
+"""What a run is, as data: a tree of frames round their transcripts, and nothing else.
+
+The machine turns one into the next, the store keeps it, an export is one made self-contained. The rule: everything that
+is pending can be read off it, and loading it runs no code.
+
+    Continuation -> root: Frame -> calls: (Call, ...) -> child: Frame     <- the recursion
+
+In memory a frame holds its messages. In the database it holds only how many there are: `detach` takes the bodies out,
+`fresh` names those that a commit must write, `attach` puts them back. So a commit costs what is new, however long the
+run is.
+"""
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Literal
+
+from msgspec.structs import replace
+
+from sojourn.loop.agent import AgentRef, EffectClass, Executor
+from sojourn.loop.budget import Limits, Spent
+from sojourn.loop.messages import Message, Plain
+from sojourn.loop.policy import Gate
+
+FORMAT = "sojourn.continuation"
+VERSION = 1
+
+CallState = Literal[
+    "proposed", "waiting", "authorized", "intent", "succeeded", "failed", "unknown",
+    "denied", "rejected", "answered", "expired", "cancelled",
+]  # fmt: skip
+SETTLED: frozenset[CallState] = frozenset(
+    ("succeeded", "failed", "denied", "rejected", "answered", "expired", "cancelled")
+)
+WaitKind = Literal[
+    "approval", "answer", "client_tool", "auth", "timer", "event", "budget", "turns", "seconds",
+    "outcome_unknown", "hold", "loop_guard",
+]  # fmt: skip
+Decision = Literal["approve", "reject", "edit", "answer", "retry", "mark_done", "cancel", "extend"]
+Phase = Literal["running", "suspended", "completed", "failed", "cancelled"]
+
+
+class Failure(Plain, frozen=True):
+    """Why a frame or an attempt came to nothing: a code of the error tree and words for a person."""
+
+    code: str
+    detail: str = ""
+
+
+class Principal(Plain, frozen=True):
+    """Who a run acts for."""
+
+    user: str
+    key: str = ""
+
+
+class Segment(Plain, frozen=True):
+    """Messages `start` to `stop` of a session's conversation, said in the root frame of an earlier run."""
+
+    run_id: str
+    start: int
+    stop: int
+
+
+class Attempt(Plain, frozen=True, kw_only=True):
+    """One try of a call."""
+
+    n: int
+    state: Literal["sent", "ok", "failed", "lost"]
+    started_at: datetime
+    ended_at: datetime | None = None
+
+
+class Wait(Plain, frozen=True, kw_only=True):
+    """An open question to a person, a client or the clock. `id` names it within the run, once and for ever."""
+
+    id: str
+    kind: WaitKind
+    frame: str
+    call: str | None = None
+    title: str
+    allowed: tuple[Decision, ...]
+    created_at: datetime
+    expires_at: datetime | None = None
+    on_expire: Literal["reject", "fail", "keep"] = "keep"
+    args_digest: str | None = None
+
+
+class ToolRef(Plain, frozen=True):
+    """The tool that a call is bound to, by name and content."""
+
+    name: str
+    digest: str
+    effect: EffectClass
+    executor: Executor
+
+
+class Call(Plain, frozen=True, kw_only=True):
+    """One tool request of one reply. `uid` is ours and identifies it; `provider_id` only pairs it with its result."""
+
+    uid: str
+    provider_id: str
+    index: int
+    tool: ToolRef
+    args: str
+    args_effective: str | None = None
+    """What runs instead of `args` after an edit."""
+    state: CallState = "proposed"
+    gate: Gate | None = None
+    wait: Wait | None = None
+    waits: int = 0
+    """How many questions this call has asked so far; it numbers the next one."""
+    attempts: tuple[Attempt, ...] = ()
+    key: str | None = None
+    """The idempotency key, minted with the first intent and kept over every further attempt."""
+    result: Message | None = None
+    child: "Frame | None" = None
+
+    @property
+    def attempt(self) -> int:
+        """The number of the attempt that is running, or that comes next."""
+        return len(self.attempts) if self.state == "intent" else len(self.attempts) + 1
+
+
+class Turn(Plain, frozen=True, kw_only=True):
+    """Where a frame stands with its next model reply. `model` is an index into the agent's failover chain."""
+
+    model: int = 0
+    attempt: int = 1
+    sent: bool = False
+    failures: int = 0
+    """Failed attempts in a row on this model."""
+    not_before: datetime | None = None
+
+
+class Frame(Plain, frozen=True, kw_only=True):
+    """One agent's place in a run. `id` is "/" for the root, and the uid of the call that began it for the others."""
+
+    id: str
+    agent: AgentRef
+    state: Literal["ready", "acting", "done", "failed", "cancelled"] = "ready"
+    step: int = 0
+    turn: Turn = Turn()
+    messages: tuple[Message, ...] = ()
+    stored: int = 0
+    """How many messages come before those in `messages` and are kept elsewhere."""
+    history: tuple[Segment, ...] = ()
+    inbox: tuple[Message, ...] = ()
+    """What a user said while calls were open; it is heard before the next model call."""
+    calls: tuple[Call, ...] = ()
+    wait: Wait | None = None
+    waits: int = 0
+    result: str | None = None
+    error: Failure | None = None
+
+    @property
+    def length(self) -> int:
+        """How many messages the transcript has; it grows only between two steps."""
+        return self.stored + len(self.messages)
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ("done", "failed", "cancelled")
+
+
+class Continuation(Plain, frozen=True, kw_only=True):
+    """A run. `rev` counts the events that made it, and `head` is the end of their hash chain."""
+
+    format: str = FORMAT
+    version: int = VERSION
+    run_id: str
+    tenant: str
+    session_id: str
+    principal: Principal
+    rev: int = 0
+    head: str = ""
+    created_at: datetime
+    updated_at: datetime
+    limits: Limits = Limits()
+    spent: Spent = Spent()
+    root: Frame
+
+
+# ---- reading ---------------------------------------------------------------------------------
+
+
+def frames(frame: Frame) -> Iterator[Frame]:
+    """The frame and all below it, parents first."""
+    yield frame
+    for call in frame.calls:
+        if call.child is not None:
+            yield from frames(call.child)
+
+
+def calls(continuation: Continuation) -> Iterator[tuple[Frame, Call]]:
+    """Every open step's calls in the whole tree, each with its frame."""
+    for frame in frames(continuation.root):
+        for call in frame.calls:
+            yield frame, call
+
+
+def pending(continuation: Continuation) -> tuple[Wait, ...]:
+    """Every open question in the whole tree."""
+    found: list[Wait] = []
+    for frame in frames(continuation.root):
+        if frame.wait is not None:
+            found.append(frame.wait)
+        found.extend(call.wait for call in frame.calls if call.wait is not None)
+    return tuple(found)
+
+
+# ---- bodies ----------------------------------------------------------------------------------
+
+
+def slots(frame: Frame) -> Iterator[tuple[int, Message]]:
+    """The frame's messages by position; an open step's observations already have the positions that they will take."""
+    yield from enumerate(frame.messages, frame.stored)
+    for call in frame.calls:
+        if call.result is not None:
+            yield frame.length + call.index, call.result
+
+
+def fresh(before: Continuation | None, after: Continuation) -> Iterator[tuple[str, int, Message]]:
+    """The bodies (frame id, slot, message) that `after` has and `before` had not."""
+    known = {frame.id: frame for frame in frames(before.root)} if before is not None else {}
+    for frame in frames(after.root):
+        old = known.get(frame.id)
+        length = old.length if old is not None else frame.stored
+        early = {length + call.index for call in old.calls if call.result is not None} if old is not None else set()
+        for slot, message in slots(frame):
+            if slot >= length and slot not in early:
+                yield frame.id, slot, message
+
+
+def detach(frame: Frame) -> Frame:
+    """The frame and all below it without bodies: what a row holds."""
+    return replace(
+        frame,
+        messages=(),
+        stored=frame.length,
+        calls=tuple(
+            replace(call, result=None, child=detach(call.child) if call.child else None) for call in frame.calls
+        ),
+    )
+
+
+def attach(frame: Frame, bodies: Mapping[tuple[str, int], Message]) -> Frame:
+    """The reverse of `detach`. Raises KeyError where a body is missing."""
+    return replace(
+        frame,
+        messages=tuple(bodies[frame.id, slot] for slot in range(frame.stored)),
+        stored=0,
+        calls=tuple(
+            replace(
+                call,
+                result=bodies[frame.id, frame.stored + call.index] if call.state in SETTLED else None,
+                child=attach(call.child, bodies) if call.child else None,
+            )
+            for call in frame.calls
+        ),
+    )

@@ -1,0 +1,172 @@
+"""What has happened: the durable facts of a run, one journal row each.
+
+The worker and the API make them, `machine.apply` folds them, the stream and the trace show them. The rule: every event
+says when, and names the exact attempt or wait that it answers, so that a late or repeated one changes nothing.
+"""
+
+from datetime import datetime
+from typing import Literal
+
+import msgspec
+
+from sojourn.loop.agent import AgentRef
+from sojourn.loop.budget import Limits
+from sojourn.loop.continuation import Decision, Failure, Phase, Principal, Segment
+from sojourn.loop.messages import Message, Plain
+
+
+class Began(Plain, frozen=True, kw_only=True, tag="began"):
+    """A caller asked for a run."""
+
+    at: datetime
+    run_id: str
+    tenant: str
+    session_id: str
+    principal: Principal
+    agent: AgentRef
+    limits: Limits
+    history: tuple[Segment, ...] = ()
+    message: Message | None = None
+
+
+class ModelAsked(Plain, frozen=True, kw_only=True, tag="model_asked"):
+    """A model call is about to be made."""
+
+    at: datetime
+    frame: str
+    step: int
+    attempt: int
+    model: str
+
+
+class Replied(Plain, frozen=True, kw_only=True, tag="replied"):
+    """The model answered, with a whole message."""
+
+    at: datetime
+    frame: str
+    step: int
+    attempt: int
+    message: Message | None
+    usd_micros: int | None = None
+    """What the call cost; None where the price is not known."""
+    first_token_ms: int | None = None
+
+
+class ModelErred(Plain, frozen=True, kw_only=True, tag="model_erred"):
+    """An attempt at a model call failed. `retry` tells whether the same model may do better later."""
+
+    at: datetime
+    frame: str
+    step: int
+    attempt: int
+    error: Failure
+    retry: bool = False
+    retry_after_s: float | None = None
+
+
+class Intended(Plain, frozen=True, kw_only=True, tag="intended"):
+    """A tool is about to run: this stands before any effect that the world can see."""
+
+    at: datetime
+    call: str
+    attempt: int
+
+
+class Returned(Plain, frozen=True, kw_only=True, tag="returned"):
+    """A tool came back."""
+
+    at: datetime
+    call: str
+    attempt: int
+    message: Message | None
+    failed: bool = False
+
+
+class ModelLost(Plain, frozen=True, kw_only=True, tag="model_lost"):
+    """The worker that asked the model is gone; whatever came back was not kept."""
+
+    at: datetime
+    frame: str
+    step: int
+    attempt: int
+
+
+class CallLost(Plain, frozen=True, kw_only=True, tag="call_lost"):
+    """The worker that ran the tool is gone, and nobody knows what became of the attempt."""
+
+    at: datetime
+    call: str
+    attempt: int
+
+
+class Said(Plain, frozen=True, kw_only=True, tag="said"):
+    """A user sent a message to a run that goes on."""
+
+    at: datetime
+    message: Message | None
+
+
+class Decided(Plain, frozen=True, kw_only=True, tag="decided"):
+    """An authenticated principal answered one wait."""
+
+    at: datetime
+    wait: str
+    by: str
+    decision: Decision
+    reason: str = ""
+    text: str = ""
+    """The observation, where the decision is to answer in the tool's place."""
+    limits: Limits | None = None
+    """The new limits, where the decision is to extend."""
+
+
+class Cancelled(Plain, frozen=True, kw_only=True, tag="cancelled"):
+    """Somebody stopped the run."""
+
+    at: datetime
+    by: str
+    reason: str = ""
+
+
+class Ticked(Plain, frozen=True, kw_only=True, tag="ticked"):
+    """A time has come that something was waiting for."""
+
+    at: datetime
+
+
+class Turned(Plain, frozen=True, kw_only=True, tag="turned"):
+    """The run as a whole entered another phase: a fact for readers, which the machine draws no conclusion from."""
+
+    at: datetime
+    phase: Phase
+    resumed: bool = False
+    """It runs again after it was suspended."""
+    waits: tuple[str, ...] = ()
+    error: Failure | None = None
+
+
+class Noted(Plain, frozen=True, kw_only=True, tag="noted"):
+    """Something that readers of the journal want to know, such as that a sandbox was opened."""
+
+    at: datetime
+    kind: Literal["sandbox.opened", "sandbox.restored", "sandbox.lost", "run.claimed"]
+    data: dict[str, str | int | float | bool | None] = {}
+
+
+Event = (
+    Began | ModelAsked | Replied | ModelErred | ModelLost | Intended | Returned | CallLost | Said | Decided
+    | Cancelled | Ticked | Turned | Noted
+)  # fmt: skip
+
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
+
+
+def encode(event: Event) -> bytes:
+    """The event as the journal keeps it and the hash chain reads it."""
+    return _encoder.encode(event)
+
+
+def decode(data: bytes | str) -> Event:
+    """The reverse of `encode`. Raises msgspec.ValidationError."""
+    return _decoder.decode(data)

@@ -1,0 +1,184 @@
+"""Every setting: its name with the unit, its default, and why one would change it.
+
+`cli` and `wiring` read them once; nothing else looks at the environment. The rule: the environment wins over the file,
+the file wins over the default, and a malformed setting stops the start with its name.
+
+A setting `lease_s` is the variable SOJOURN_LEASE_S, or `lease_s = 15` in the settings file: SOJOURN_CONFIG, else
+`sojourn.toml` in the data folder. Tables of the file are [providers.NAME] and [prices."provider:model"].
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from sojourn.errors import Invalid
+from sojourn.models.model import Endpoint, TimeOuts
+from sojourn.sandboxes.sandbox import Limits as SandboxLimits
+
+Count = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0)]
+Bytes = Annotated[int, Meta(ge=1)]
+
+
+class Provider(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table [providers.NAME] of the settings file: a server that speaks a known dialect."""
+
+    dialect: Literal["openai", "anthropic"] = "openai"
+    base_url: str
+    api_key_env: str = ""
+    """The variable that holds its key, or several keys with commas between."""
+    key_required: bool = True
+    tool_mode: Literal["native", "json_schema"] = "native"
+    headers: dict[str, str] = {}
+
+
+class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table [prices."provider:model"]: US dollars for a million tokens."""
+
+    input: float
+    output: float
+    cache_read: float | None = None
+    cache_write: float | None = None
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The settings of one process."""
+
+    data_dir: str = ""
+    """Where the embedded database, sandboxes and keys live; /var/lib/sojourn for root, else the XDG data folder."""
+    database_url: str = ""
+    """A PostgreSQL >= 16 of your own; empty means the embedded one in the data folder."""
+    database_url_api: str = ""
+    """A login of its own for the API, where roles are to be separated by more than SET ROLE."""
+    database_url_engine: str = ""
+    """The same for the workers."""
+
+    host: str = "127.0.0.1"
+    """The address to listen on; put a TLS proxy before anything but loopback."""
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8420
+    body_max_bytes: Bytes = 1 << 20
+    message_max_bytes: Bytes = 256 << 10
+    """The longest text of one message; larger inputs belong into the session's files."""
+    file_max_bytes: Bytes = 32 << 20
+    queued_runs_max: Count = 1000
+    """Runs of one tenant that wait for a worker; more are refused with 429."""
+    stream_clients_max: Count = 2000
+    """Open event streams of one process."""
+    stream_life_s: Seconds = 900.0
+    """A stream ends after this time and the client comes back with Last-Event-ID."""
+    idempotency_hours: Count = 24
+
+    steps_default: Count = 75
+    active_s_default: Seconds = 3600.0
+
+    worker_runs_max: Count = 200
+    """Runs that one worker process drives at the same time."""
+    lease_s: Seconds = 15.0
+    """How long a worker that cannot reach the database keeps its runs; a dead one loses them at once."""
+    beat_s: Seconds = 1.0
+    """How often a worker renews its lease and looks for dead ones."""
+    drain_s: Seconds = 30.0
+    """How long a worker that was told to stop finishes what is in flight before it hands its runs back."""
+    delta_flush_ms: Count = 20
+    """Model deltas are collected this long before they go to the stream."""
+    tool_timeout_s: Seconds = 120.0
+    observation_max_bytes: Bytes = 64 << 10
+    """Longer tool output reaches the model as its head and tail."""
+
+    sandbox: Literal["auto", "bwrap"] = "auto"
+    sandbox_limits: SandboxLimits = SandboxLimits()
+    sandbox_idle_s: Seconds = 900.0
+    """A sandbox that no run used for this long is put away: its files are kept, its processes end."""
+
+    model_time_outs: TimeOuts = TimeOuts()
+    providers: dict[str, Provider] = {}
+    prices: dict[str, Price] = {}
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "text"] = "auto"
+    """`auto` writes text to a terminal and JSON lines elsewhere."""
+
+    endpoints: tuple[Endpoint, ...] = ()
+    """Filled in from the environment and `providers`; not a setting of its own."""
+
+    @property
+    def data_path(self) -> Path:
+        return Path(self.data_dir)
+
+
+def load(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings of this process. Raises Invalid, naming the setting."""
+    env = os.environ if environ is None else environ
+    values = _from_env(env)
+    data_dir = Path(values.get("data_dir") or _default_data_dir(env)).expanduser().absolute()
+    values["data_dir"] = str(data_dir)
+    merged = {**_from_file(env, data_dir), **values}
+    try:
+        settings = msgspec.convert(merged, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise Invalid(f"A setting cannot be used: {error}.", code="settings.invalid") from None
+    return msgspec.structs.replace(settings, endpoints=_endpoints(settings, env))
+
+
+def _from_env(env: Mapping[str, str]) -> dict[str, Any]:
+    """The variables SOJOURN_<SETTING>. Kubernetes sets SOJOURN_PORT=tcp://... for a service of our name: not ours."""
+    env = {key: value for key, value in env.items() if not value.startswith("tcp://")}
+    simple = {field.name for field in msgspec.structs.fields(Settings)} - {"endpoints", "providers", "prices"}
+    found = {name: env[f"SOJOURN_{name.upper()}"] for name in sorted(simple) if f"SOJOURN_{name.upper()}" in env}
+    for group in ("sandbox_limits", "model_time_outs"):
+        prefix = f"SOJOURN_{group.upper()}_"
+        inner = {key[len(prefix) :].lower(): value for key, value in env.items() if key.startswith(prefix)}
+        if inner:
+            found[group] = inner
+    return found
+
+
+def _from_file(env: Mapping[str, str], data_dir: Path) -> dict[str, Any]:
+    named = env.get("SOJOURN_CONFIG")
+    path = Path(named) if named else data_dir / "sojourn.toml"
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        if named:
+            raise Invalid(f"SOJOURN_CONFIG names {named}, which does not exist.", code="settings.invalid") from None
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise Invalid(f"The settings file {path} cannot be read: {error}.", code="settings.invalid") from None
+
+
+def _default_data_dir(env: Mapping[str, str]) -> str:
+    if os.geteuid() == 0:
+        return "/var/lib/sojourn"
+    return str(Path(env.get("XDG_DATA_HOME") or "~/.local/share") / "sojourn")
+
+
+def _endpoints(settings: Settings, env: Mapping[str, str]) -> tuple[Endpoint, ...]:
+    """OpenAI and Anthropic as everybody names them, then the providers of the settings file."""
+    known = {
+        "openai": Provider(
+            base_url=env.get("OPENAI_BASE_URL") or "https://api.openai.com/v1", api_key_env="OPENAI_API_KEY"
+        ),
+        "anthropic": Provider(
+            dialect="anthropic",
+            base_url=env.get("ANTHROPIC_BASE_URL") or "https://api.anthropic.com",
+            api_key_env="ANTHROPIC_API_KEY",
+        ),
+    }
+    return tuple(
+        Endpoint(
+            name=name,
+            dialect=provider.dialect,
+            base_url=provider.base_url,
+            keys=tuple(key.strip() for key in env.get(provider.api_key_env, "").split(",") if key.strip()),
+            key_required=provider.key_required,
+            headers=provider.headers,
+            tool_mode=provider.tool_mode,
+            time_outs=settings.model_time_outs,
+        )
+        for name, provider in {**known, **settings.providers}.items()
+    )

@@ -1,0 +1,107 @@
+"""Operators' own tools: Python functions that run in the worker, typed from their signature.
+
+A package offers them through the entry point group `sojourn.tools`; the worker loads them at its start. The rule: they
+are trusted code, and an undeclared effect is `at_most_once`, so that a crash never runs one twice.
+
+    @tool(effect="idempotent")
+    async def send_invoice(customer: str, cents: int, *, context: Context) -> str:
+        "Send an invoice to a customer."
+        await billing.post(..., idempotency_key=context.key)
+        return "sent"
+"""
+
+import asyncio
+import inspect
+import typing
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any, overload
+
+import msgspec
+
+from sojourn.errors import Invalid
+from sojourn.loop import agent
+from sojourn.tools.tool import Arguments, Context, Outcome, parse, schema
+
+GROUP = "sojourn.tools"
+
+Function = Callable[..., Any]
+
+
+class FunctionTool:
+    """A Python function as a tool. A parameter named `context` gets the call's Context and is not the model's."""
+
+    def __init__(self, function: Function, effect: agent.EffectClass, name: str) -> None:
+        self.function = function
+        self.arguments, self.wants_context = _typed(function, name)
+        self.definition = agent.Tool(
+            name=name, description=inspect.getdoc(function) or "", schema=schema(self.arguments), effect=effect
+        )
+
+    async def run(self, args: str, context: Context) -> Outcome:
+        values = msgspec.structs.asdict(parse(self.arguments, args))
+        if self.wants_context:
+            values["context"] = context
+        try:
+            if inspect.iscoroutinefunction(self.function):
+                result = await self.function(**values)
+            else:
+                result = await asyncio.to_thread(self.function, **values)
+        except Exception as error:  # the function is not ours: what it raises is for the model to read
+            return Outcome(f"{type(error).__name__}: {error}", failed=True)
+        return Outcome(result if isinstance(result, str) else msgspec.json.encode(result).decode())
+
+    async def stop(self, context: Context) -> None:
+        return None
+
+    def __call__(self, *args: Any, **values: Any) -> Any:
+        return self.function(*args, **values)
+
+
+@overload
+def tool(function: Function) -> FunctionTool: ...
+@overload
+def tool(*, effect: agent.EffectClass = ..., name: str = ...) -> Callable[[Function], FunctionTool]: ...
+def tool(function: Function | None = None, *, effect: agent.EffectClass = "at_most_once", name: str = "") -> Any:
+    """Make a function a tool; its docstring is what the model reads."""
+
+    def wrap(wrapped: Function) -> FunctionTool:
+        return FunctionTool(wrapped, effect, name or wrapped.__name__)
+
+    return wrap if function is None else wrap(function)
+
+
+def load() -> list[FunctionTool]:
+    """The functions that installed packages offer. Raises Invalid, naming the entry point."""
+    found: list[FunctionTool] = []
+    for point in entry_points(group=GROUP):
+        try:
+            offered = point.load()
+        except Exception as error:
+            raise Invalid(
+                f"The tool {point.name} ({point.value}) cannot be loaded: {error}.", code="tool.broken"
+            ) from error
+        if not isinstance(offered, FunctionTool):
+            raise Invalid(f"{point.value} is not made with sojourn.tools.functions.tool.", code="tool.broken")
+        found.append(offered)
+    return found
+
+
+def _typed(function: Function, name: str) -> tuple[type[Arguments], bool]:
+    """A Struct with the function's parameters as fields, and whether it takes the context."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    fields: list[Any] = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name == "context":
+            continue
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or parameter.name not in hints:
+            raise Invalid(f"The tool {name} needs a type for its parameter {parameter.name}.", code="tool.broken")
+        fields.append(_field(parameter, hints[parameter.name]))
+    kind = msgspec.defstruct(f"{name}_arguments", fields, bases=(Arguments,), frozen=True, kw_only=True)
+    return kind, "context" in inspect.signature(function).parameters
+
+
+def _field(parameter: inspect.Parameter, hint: Any) -> tuple[Any, ...]:
+    if parameter.default is parameter.empty:
+        return parameter.name, hint
+    return parameter.name, hint, parameter.default

@@ -1,0 +1,327 @@
+"""Crash the worker on either side of every commit, answer effects in any order, deliver history again: one end.
+
+The world here is a worker of a few lines that keeps the rules of worker/drive.py: announce, commit, perform, commit. The
+real one is drilled with real processes in tests/drill.
+"""
+
+import itertools
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+
+from sojourn.loop import events as ev
+from sojourn.loop import machine, steps
+from sojourn.loop.agent import Agent, Tool, digest, ref
+from sojourn.loop.budget import Limits
+from sojourn.loop.continuation import (
+    Continuation,
+    Failure,
+    Principal,
+    attach,
+    detach,
+    frames,
+    fresh,
+    pending,
+    slots,
+)
+from sojourn.loop.effects import CallModel, CallTool, Effect
+from sojourn.loop.machine import apply, begin, due, in_flight, phase, wake_at
+from sojourn.loop.messages import Message, Text, ToolCall, Usage, observed, said
+from sojourn.loop.policy import Policy, Rule
+
+CHILD = Agent(
+    name="accounts",
+    models=("sim:a",),
+    tools=(Tool(name="create", effect="idempotent"), Tool(name="sign", effect="at_most_once")),
+    policy=Policy(rules=(Rule("sign", "ask"),)),
+)
+ROOT = Agent(
+    name="hr",
+    models=("sim:a", "sim:b"),
+    tools=(
+        Tool(name="mail", effect="read"),
+        Tool(name="delegate", executor="agent", agent=digest(CHILD)),
+        Tool(name="forbidden"),
+    ),
+    policy=Policy(rules=(Rule("forbidden", "deny"),)),
+)
+AGENTS = {digest(agent): agent for agent in (ROOT, CHILD)}
+
+SCRIPT: dict[tuple[str, int], tuple[str, tuple[tuple[str, str], ...]]] = {
+    ("/", 0): ("", (("mail", '{"to":"t"}'), ("delegate", '{"input":"open t"}'), ("forbidden", "{}"), ("nosuch", "{}"))),
+    ("/", 1): ("onboarded", ()),
+    ("/0.1", 0): ("", (("create", '{"n":1}'), ("create", '{"n":2}'), ("create", "{broken"))),
+    ("/0.1", 1): ("", (("sign", '{"level":2}'),)),
+    ("/0.1", 2): ("account ready", ()),
+}
+
+
+class Died(Exception):
+    """The worker's process is gone."""
+
+
+@dataclass
+class World:
+    """The database and the outside: what survives a crash."""
+
+    die_at: int
+    order: random.Random
+    row: Continuation = field(init=False)
+    bodies: dict[tuple[str, int], Message] = field(default_factory=dict)
+    journal: list[ev.Event] = field(default_factory=list)
+    effects: Counter[str] = field(default_factory=Counter)
+    approvals: int = 0
+    commits: int = 0
+    states: set[str] = field(default_factory=set)
+    clock: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    def now(self) -> datetime:
+        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=next(self.clock))
+
+    def start(self) -> None:
+        first = ev.Began(
+            at=datetime(2026, 1, 1, tzinfo=UTC),
+            run_id="run_1",
+            tenant="t",
+            session_id="ses_1",
+            principal=Principal("u"),
+            agent=ref(ROOT),
+            limits=Limits(steps=10),
+            message=said("in", "onboard t"),
+        )
+        whole = begin(first)
+        self.journal = [first]
+        self.keep(None, whole)
+
+    def keep(self, before: Continuation | None, after: Continuation) -> None:
+        for frame, slot, message in fresh(before, after):
+            assert (frame, slot) not in self.bodies, "a body is written once"
+            self.bodies[frame, slot] = message
+        self.row = msgspec.json.decode(
+            msgspec.json.encode(msgspec.structs.replace(after, root=detach(after.root))), type=Continuation
+        )
+
+    def load(self) -> Continuation:
+        return msgspec.structs.replace(self.row, root=attach(self.row.root, self.bodies))
+
+    def commit(self, before: Continuation, after: Continuation, events: list[ev.Event]) -> None:
+        self.commits += 1
+        if self.commits * 2 - 1 == self.die_at:
+            raise Died
+        self.keep(before, after)
+        self.journal += events
+        self.states.add(digest((after.root, after.spent.steps)))
+        if self.commits * 2 == self.die_at:
+            raise Died
+
+
+def perform(world: World, effect: Effect) -> ev.Event:
+    if isinstance(effect, CallModel):
+        if effect.model == "sim:a" and effect.frame == "/" and effect.step == 0:
+            error = Failure("model.not_found", "no such model")
+            return ev.ModelErred(
+                at=world.now(), frame=effect.frame, step=effect.step, attempt=effect.attempt, error=error
+            )
+        text, wanted = SCRIPT[effect.frame, effect.step]
+        parts = tuple(ToolCall(f"call_{i}", name, args) for i, (name, args) in enumerate(wanted))
+        message = Message(
+            id=f"{effect.frame}#{effect.step}",
+            role="assistant",
+            parts=(Text(text), *parts) if text else parts,
+            stop="tool_calls" if parts else "end",
+            usage=Usage(input=10, output=1),
+        )
+        return ev.Replied(
+            at=world.now(), frame=effect.frame, step=effect.step, attempt=effect.attempt, message=message, usd_micros=3
+        )
+    world.effects[f"{effect.tool} {effect.args}"] += 1
+    message = observed(effect.call, effect.provider_id, f"{effect.tool} did {effect.args}")
+    return ev.Returned(at=world.now(), call=effect.call, attempt=effect.attempt, message=message)
+
+
+def announcement(effect: Effect, at: datetime) -> ev.Event:
+    if isinstance(effect, CallModel):
+        return ev.ModelAsked(at=at, frame=effect.frame, step=effect.step, attempt=effect.attempt, model=effect.model)
+    return ev.Intended(at=at, call=effect.call, attempt=effect.attempt)
+
+
+def work(world: World) -> None:
+    """One worker's life: as drive.py, with effects answered one at a time in random order."""
+    before = state = world.load()
+    happened: list[ev.Event] = list(in_flight(state, world.now()))
+    flying: list[Effect] = []
+    while True:
+        events: list[ev.Event] = []
+        for event in happened:
+            state = take(state, event, events)
+        starting = due(AGENTS, state)
+        for effect in starting:
+            state = take(state, announcement(effect, world.now()), events)
+        if events:
+            world.commit(before, state, events)
+            before = state
+            for old in world.journal:
+                assert apply(AGENTS, state, old) is state, ("history delivered again changes nothing", old)
+        check(state)
+        flying += starting
+        if not flying:
+            return
+        happened = [perform(world, flying.pop(world.order.randrange(len(flying))))]
+
+
+def take(state: Continuation, event: ev.Event, events: list[ev.Event]) -> Continuation:
+    after = apply(AGENTS, state, event)
+    if after is not state:
+        events.append(event)
+    return after
+
+
+def check(state: Continuation) -> None:
+    """The rules that hold after every step."""
+    assert state.spent.steps <= (state.limits.steps or 0)
+    for frame in frames(state.root):
+        asked = [call.id for message in frame.messages for call in message.calls]
+        answered = [part.id for message in frame.messages if message.role == "tool" for part in message.parts]
+        open_calls = [call.provider_id for call in frame.calls]
+        assert asked == answered + open_calls, "every call has one observation, in order"
+        for call in frame.calls:
+            assert call.state != "intent" or call.gate is not None, "nothing runs without a gate"
+            assert not (call.tool.name == "forbidden" and call.attempts)
+    assert len({slot for frame in frames(state.root) for slot in ((frame.id, s) for s, _ in slots(frame))}) == sum(
+        1 for frame in frames(state.root) for _ in slots(frame)
+    )
+    if phase(AGENTS, state) == "suspended":
+        assert pending(state) and not in_flight(state, state.updated_at) and not due(AGENTS, state)
+
+
+def explore(die_at: int, seed: int) -> World:
+    world = World(die_at, random.Random(seed))
+    world.start()
+    for _ in range(40):
+        try:
+            work(world)
+            state = world.load()
+            if state.root.ended:
+                return world
+            answer_one(world, state)
+        except Died:
+            pass
+    raise AssertionError("the run did not end")
+
+
+def answer_one(world: World, state: Continuation) -> None:
+    """A person, or the clock, answers one open question."""
+    waits = pending(state)
+    if not waits:
+        wake = wake_at(state)
+        assert wake is not None
+        event: ev.Event = ev.Ticked(at=wake)
+    else:
+        wait = world.order.choice(waits)
+        decision = "approve" if "approve" in wait.allowed else "retry"
+        world.approvals += 1
+        event = ev.Decided(at=world.now(), wait=wait.id, by="boss", decision=decision)
+    after = apply(AGENTS, state, event)
+    assert after is not state
+    world.commit(state, after, [event])
+
+
+def final(world: World) -> tuple[object, ...]:
+    """What must be the same however the run went: the words, and what is spent on them."""
+    root = world.row.root
+    words = {key: (message.role, message.parts) for key, message in world.bodies.items() if key[0] == "/"}
+    return root.state, root.result, tuple(sorted(words.items())), world.row.spent.steps, world.row.spent.usd_micros
+
+
+def run_all(deaths: int, seeds: int) -> tuple[int, set[str], set[object]]:
+    runs, states, ends = 0, set(), set()
+    for die_at in range(deaths):
+        for seed in range(seeds):
+            world = explore(die_at, seed)
+            refolded = begin(world.journal[0])
+            for event in world.journal[1:]:
+                refolded = apply(AGENTS, refolded, event)
+            assert refolded == world.load(), "the snapshot is the fold of the journal"
+            signed = sum(count for name, count in world.effects.items() if name.startswith("sign"))
+            assert 1 <= signed <= world.approvals, "at_most_once never runs without a fresh yes"
+            assert all(world.effects[f'create {{"n":{n}}}'] >= 1 for n in (1, 2))
+            if not die_at:
+                assert set(world.effects.values()) == {1}
+            runs, states = runs + 1, states | world.states
+            ends.add(repr(final(world)))
+    return runs, states, ends
+
+
+def test_every_crash_and_every_order_ends_in_one_state() -> None:
+    runs, states, ends = run_all(deaths=44, seeds=60)
+    print(f"\n{runs} runs, {len(states)} distinct states, {len(ends)} end")
+    assert runs == 2640
+    assert len(ends) == 1
+
+
+# ---- bugs that the explorer must catch -----------------------------------------------------
+
+
+def _double_intent(call, run_id, at):  # type: ignore[no-untyped-def]
+    return msgspec.structs.replace(steps_intend(call, run_id, at), key=f"{at}")
+
+
+steps_intend, steps_lose, steps_settle, steps_reply = steps.intend, steps.lose, steps.settle, steps.reply
+
+
+def _retry_at_most_once(call, frame, at):  # type: ignore[no-untyped-def]
+    ended = msgspec.structs.replace(call.attempts[-1], state="lost", ended_at=at)
+    return msgspec.structs.replace(call, state="authorized", attempts=(*call.attempts[:-1], ended))
+
+
+def _order_lost(frame):  # type: ignore[no-untyped-def]
+    settled = steps_settle(frame)
+    if settled.state == "ready" and frame.state == "acting":
+        n = len(frame.calls)
+        tail = settled.messages[-n:]
+        return msgspec.structs.replace(settled, messages=(*settled.messages[:-n], *tail[1:], tail[0]))
+    return settled
+
+
+def _reply_twice(agents, frame, event):  # type: ignore[no-untyped-def]
+    after = steps_reply(agents, frame, event)
+    return msgspec.structs.replace(after, step=frame.step) if not after.calls and after.state != "done" else after
+
+
+def _lost_is_done(call, frame, at):  # type: ignore[no-untyped-def]
+    return steps.close(call, "succeeded", "probably done")
+
+
+def _stale_attempts(call):  # type: ignore[no-untyped-def]
+    return 1
+
+
+def _forgets_model_attempt(frame):  # type: ignore[no-untyped-def]
+    return msgspec.structs.replace(frame, turn=msgspec.structs.replace(frame.turn, sent=False))
+
+
+def _forgets_result(call, event):  # type: ignore[no-untyped-def]
+    return msgspec.structs.replace(call, state="authorized")
+
+
+SEEDED = {
+    "a lost at_most_once call is run again": ("lose", _retry_at_most_once),
+    "a lost call is taken for done": ("lose", _lost_is_done),
+    "observations enter in another order": ("settle", _order_lost),
+    "a lost model attempt keeps its number": ("again", _forgets_model_attempt),
+    "a result is forgotten": ("finish", _forgets_result),
+}
+
+
+@pytest.mark.parametrize("name", SEEDED)
+def test_a_seeded_bug_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    attribute, broken = SEEDED[name]
+    monkeypatch.setattr(steps, attribute, broken)
+    with pytest.raises((AssertionError, KeyError)):
+        _, _, ends = run_all(deaths=44, seeds=6)
+        assert len(ends) == 1
