@@ -191,13 +191,6 @@ def frames(frame: Frame) -> Iterator[Frame]:
             yield from frames(call.child)
 
 
-def calls(continuation: Continuation) -> Iterator[tuple[Frame, Call]]:
-    """Every open step's calls in the whole tree, each with its frame."""
-    for frame in frames(continuation.root):
-        for call in frame.calls:
-            yield frame, call
-
-
 def pending(continuation: Continuation) -> tuple[Wait, ...]:
     """Every open question in the whole tree."""
     found: list[Wait] = []

@@ -4,13 +4,12 @@
 wait does not allow changes nothing.
 """
 
-from collections.abc import Iterator
 from datetime import datetime
 
 from msgspec.structs import replace
 
 from sojourn.loop import steps
-from sojourn.loop.continuation import Call, Continuation, Failure, Frame, Wait, pending
+from sojourn.loop.continuation import Call, Continuation, Failure, Frame, Wait, frames, pending
 from sojourn.loop.events import Decided
 from sojourn.loop.steps import Agents
 
@@ -27,25 +26,18 @@ def decide(agents: Agents, continuation: Continuation, event: Decided) -> Frame 
 
 def expire(continuation: Continuation, at: datetime) -> Frame | None:
     """The root with every wait and pause that has run out by `at` ended; None where there is none."""
-    root: Frame | None = None
-    for frame_id in list(_rested(continuation.root, at)):
-        root = steps.at_frame(root or continuation.root, frame_id, _wake)
+    root = continuation.root
+    for frame in frames(continuation.root):
+        if frame.turn.not_before is not None and frame.turn.not_before <= at:
+            root = steps.at_frame(root, frame.id, _wake) or root
     for wait in pending(continuation):
         if _over(wait, at) and wait.on_expire != "keep":
-            root = _expire_wait(root or continuation.root, wait) or root
-    return root
+            root = _expire_wait(root, wait) or root
+    return root if root is not continuation.root else None
 
 
 def _over(wait: Wait, at: datetime) -> bool:
     return wait.expires_at is not None and wait.expires_at <= at
-
-
-def _rested(frame: Frame, at: datetime) -> Iterator[str]:
-    if frame.turn.not_before is not None and frame.turn.not_before <= at:
-        yield frame.id
-    for call in frame.calls:
-        if call.child is not None:
-            yield from _rested(call.child, at)
 
 
 def _wake(frame: Frame) -> Frame:
@@ -69,7 +61,7 @@ def _decide_frame(frame: Frame, event: Decided) -> Frame | None:
     return None
 
 
-def _decide_call(agents: Agents, frame: Frame, call: Call, event: Decided) -> Call | None:
+def _decide_call(agents: Agents, frame: Frame, call: Call, event: Decided) -> Call:
     match event.decision:
         case "approve":
             return steps.authorize(agents, call, frame, event.at)
@@ -79,6 +71,5 @@ def _decide_call(agents: Agents, frame: Frame, call: Call, event: Decided) -> Ca
             return steps.close(call, "rejected", f"A person rejected this call. {event.reason}".rstrip())
         case "answer":
             return steps.close(call, "answered", event.text)
-        case "mark_done":
+        case _:  # mark_done is the only other decision that a call's wait allows
             return steps.close(call, "succeeded", event.text or "A person confirmed that this was done.")
-    return None

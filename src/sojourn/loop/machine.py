@@ -101,11 +101,9 @@ def wake_at(continuation: Continuation) -> datetime | None:
     if continuation.root.ended:
         return None
     times = [frame.turn.not_before for frame in frames(continuation.root) if frame.turn.not_before is not None]
-    times += [wait.expires_at for wait in pending(continuation) if wait.expires_at is not None]
-    limit_s = continuation.limits.active_s
-    if limit_s is not None and _busy(continuation):
-        left_ms = max(0.0, limit_s * 1000 - continuation.spent.active_ms)
-        times.append(continuation.updated_at + timedelta(milliseconds=left_ms))
+    times += [wait.expires_at for wait in pending(continuation) if wait.expires_at and wait.on_expire != "keep"]
+    if (left_ms := _active_left_ms(continuation)) < inf and _busy(continuation):
+        times.append(continuation.updated_at + timedelta(milliseconds=max(0.0, left_ms)))
     return min(times, default=None)
 
 
@@ -146,8 +144,8 @@ def _change(agents: Agents, continuation: Continuation, event: ev.Event) -> Fram
         case ev.Decided():
             return decide(agents, continuation, event)
         case ev.Ticked():
-            overdue = _active_ms(continuation, event.at) >= (continuation.limits.active_s or inf) * 1000
-            return expire(continuation, event.at) or (root if overdue else None)
+            passed_ms = _active_ms(continuation, event.at) - continuation.spent.active_ms
+            return expire(continuation, event.at) or (root if passed_ms >= _active_left_ms(continuation) else None)
         case ev.Cancelled():
             return steps.cancelled(root)
         case ev.Turned() | ev.Noted():
@@ -198,6 +196,14 @@ def _active_ms(continuation: Continuation, at: datetime) -> int:
     return continuation.spent.active_ms + passed // timedelta(milliseconds=1)
 
 
+def _active_left_ms(continuation: Continuation) -> float:
+    """How much active time is left before what is in flight must be stopped; a limit that suspends stops nothing."""
+    limits = continuation.limits
+    if limits.active_s is None or limits.on_exhaust != "fail":
+        return inf
+    return limits.active_s * 1000 - continuation.spent.active_ms
+
+
 def _charge(continuation: Continuation, event: ev.Event) -> Spent:
     """What is spent once the event is in."""
     spent = replace(continuation.spent, active_ms=_active_ms(continuation, event.at))
@@ -222,9 +228,7 @@ def _bound(continuation: Continuation, at: datetime) -> Frame:
             root = steps.at_frame(root, frame.id, lambda f: steps.ask_budget(f, spent_out, at)) or root
         return root
     if idle or spent_out == "active_s":
-        detail = (
-            f"The run has used all of its {spent_out} ({getattr(limits, spent_out)}). Start it with a higher limit."
-        )
+        detail = f"The run has used all of its {spent_out} ({getattr(limits, spent_out)}). Start it with more."
         return steps.failed(root, Failure("budget.exhausted", detail))
     return root
 
