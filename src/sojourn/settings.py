@@ -160,14 +160,8 @@ def _default_data_dir(env: Mapping[str, str]) -> str:
 def _endpoints(settings: Settings, env: Mapping[str, str]) -> tuple[Endpoint, ...]:
     """OpenAI and Anthropic as everybody names them, then the providers of the settings file."""
     known = {
-        "openai": Provider(
-            base_url=env.get("OPENAI_BASE_URL") or "https://api.openai.com/v1", api_key_env="OPENAI_API_KEY"
-        ),
-        "anthropic": Provider(
-            dialect="anthropic",
-            base_url=env.get("ANTHROPIC_BASE_URL") or "https://api.anthropic.com",
-            api_key_env="ANTHROPIC_API_KEY",
-        ),
+        "openai": _known(env, "openai", "https://api.openai.com/v1"),
+        "anthropic": _known(env, "anthropic", "https://api.anthropic.com"),
     }
     return tuple(
         Endpoint(
@@ -175,6 +169,7 @@ def _endpoints(settings: Settings, env: Mapping[str, str]) -> tuple[Endpoint, ..
             dialect=provider.dialect,
             base_url=provider.base_url,
             keys=tuple(key.strip() for key in env.get(provider.api_key_env, "").split(",") if key.strip()),
+            key_env=provider.api_key_env,
             key_required=provider.key_required,
             headers=provider.headers,
             tool_mode=provider.tool_mode,
@@ -182,3 +177,10 @@ def _endpoints(settings: Settings, env: Mapping[str, str]) -> tuple[Endpoint, ..
         )
         for name, provider in {**known, **settings.providers}.items()
     )
+
+
+def _known(env: Mapping[str, str], name: Literal["openai", "anthropic"], default_url: str) -> Provider:
+    """A provider that the environment describes; a server of your own behind its URL may need no key."""
+    url = env.get(f"{name.upper()}_BASE_URL")
+    key_env = f"{name.upper()}_API_KEY"
+    return Provider(dialect=name, base_url=url or default_url, api_key_env=key_env, key_required=not url)

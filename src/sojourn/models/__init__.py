@@ -1,0 +1,1 @@
+"""Who thinks: the model port, and the adapters that speak to providers."""

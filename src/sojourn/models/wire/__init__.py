@@ -1,0 +1,1 @@
+"""What moves bytes between us and a provider, whatever the dialect."""
