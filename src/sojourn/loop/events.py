@@ -145,11 +145,14 @@ class Turned(Plain, frozen=True, kw_only=True, tag="turned"):
     error: Failure | None = None
 
 
+NotedKind = Literal["sandbox.opened", "sandbox.restored", "run.claimed"]
+
+
 class Noted(Plain, frozen=True, kw_only=True, tag="noted"):
     """Something that readers of the journal want to know, such as that a sandbox was opened."""
 
     at: datetime
-    kind: Literal["sandbox.opened", "sandbox.restored", "sandbox.lost", "run.claimed"]
+    kind: NotedKind
     data: dict[str, str | int | float | bool | None] = {}
 
 

@@ -7,7 +7,7 @@ attempt and keeps no state between attempts: whether and when to try again, and 
 loop.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Literal, Protocol
 
 import msgspec
@@ -93,7 +93,7 @@ class Model(Protocol):
     provider: str
     dialect: str
 
-    def stream(self, request: Request, *, message_id: str) -> AsyncIterator[Delta | Message]:
+    def stream(self, request: Request, *, message_id: str) -> AsyncGenerator[Delta | Message, None]:
         """Make one attempt: deltas as they come, then exactly one whole assistant Message, last.
 
         The message's `source`, `stop` and `usage` are filled in. Raises ModelFailed. Closing the iterator closes the

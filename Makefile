@@ -1,0 +1,65 @@
+# `make help` lists the targets. Everything is done in .venv; a target sets up what it needs.
+
+VENV := .venv
+BIN := $(VENV)/bin
+CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11
+PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+COMPILE := $(BIN)/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes --custom-compile-command 'make lock'
+LOCKS := runtime dev local-model
+runtime := pyproject.toml
+dev := pyproject.toml --group dev
+local-model := --group local-model
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-local-model test check coverage bench drill lock clean
+
+help:  ## List the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 20
+
+setup: $(VENV)/.dev  ## Make .venv with exactly the locked packages
+
+demo: setup  ## An agent on real data; its worker is killed in the middle and the run goes on
+	@$(BIN)/python -m demo.run
+
+demo-local-model: setup $(VENV)/.local-model  ## One tool call by a small real model, offline
+	@$(BIN)/python -m demo.local_model
+
+test: setup  ## Run all tests
+	@$(BIN)/python -m pytest
+
+check: setup coverage  ## Format, lint, types, coverage of loop/, layout, fresh locks
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_layout.py
+	@$(foreach lock,$(LOCKS),cp requirements/$(lock).txt $(VENV)/$(lock).txt && $(COMPILE) $($(lock)) -o $(VENV)/$(lock).txt >/dev/null && diff -u requirements/$(lock).txt $(VENV)/$(lock).txt || { echo 'requirements/$(lock).txt is stale: run `make lock`.'; exit 1; };)
+
+coverage: setup
+	$(BIN)/coverage run --branch --source=sojourn.loop --data-file=$(VENV)/.coverage -m pytest tests/loop
+	$(BIN)/coverage report --data-file=$(VENV)/.coverage --fail-under=100 --show-missing --skip-covered
+
+bench: setup  ## Measure, and print each figure beside its target (BENCH=--json for a machine)
+	@$(BIN)/python -m bench $(BENCH)
+
+drill: setup  ## Kill real processes at random points, at full size
+	@SOJOURN_DRILL=full $(BIN)/python -m pytest -m drill
+
+lock: setup  ## Resolve the dependencies anew (UPGRADE=--upgrade for newer versions)
+	@$(foreach lock,$(LOCKS),$(COMPILE) $(UPGRADE) $($(lock)) -o requirements/$(lock).txt >/dev/null;)
+
+clean:  ## Remove what the other targets made
+	rm -rf $(VENV) .demo bench/out build dist .mypy_cache .pytest_cache .ruff_cache .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.dev: requirements/dev.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo 'Sojourn needs Python 3.11 or newer, and none of $(CANDIDATES) is. Install one, or say which: make PYTHON=/path/to/python setup'; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo 'The venv module is missing. On Debian and Ubuntu: apt install python3-venv'; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
+	$(PIP) install --require-hashes -r requirements/dev.txt
+	$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.local-model: requirements/local-model.txt $(VENV)/.dev
+	$(PIP) install --require-hashes -r requirements/local-model.txt
+	@touch $@

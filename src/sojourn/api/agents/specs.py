@@ -1,0 +1,172 @@
+"""A public spec into a version of the loop, checked against what this server has. Called by agents and runs.
+
+The rule: whatever a run would stumble over later is refused here, with what exists instead and where it was asked for.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError
+from msgspec import UNSET
+from msgspec.structs import replace
+
+from sojourn.api.agents.shapes import LimitsSeen, LimitsSpec, Spec, ToolSpec, dollars
+from sojourn.api.parts import Api
+from sojourn.errors import Invalid
+from sojourn.loop.agent import Agent, Tool, digest
+from sojourn.loop.budget import Limits
+
+SubAgent = Callable[[str, str], Awaitable[Agent]]
+"""The live version of an agent by name; the second argument points at who asked. Raises Invalid."""
+
+TASK = (
+    '{"type":"object","properties":{"input":{"type":"string","description":"The task, in full."}},"required":["input"]}'
+)
+
+
+async def agent(parts: Api, spec: Spec, *, name: str, version: int, sub_agent: SubAgent) -> Agent:
+    """Make the version that a spec describes; its sub-agents are pinned by digest. Raises Invalid with a pointer."""
+    models = _models(parts, spec)
+    tools = [await _tool(parts, wanted, f"/tools/{i}", sub_agent) for i, wanted in enumerate(spec.tools)]
+    _distinct(tools)
+    return Agent(
+        name=name,
+        version=version,
+        models=models,
+        system=spec.system,
+        tools=tuple(tools),
+        policy=spec.policy,
+        limits=limits(_defaults(parts), spec.limits),
+        params=spec.params,
+    )
+
+
+def need_key(parts: Api, models: Iterable[str]) -> None:
+    """See that at least one model of a chain can be asked. Raises Invalid, naming the variable to set."""
+    endpoints = parts.models.endpoints()
+    missing = []
+    for reference in models:
+        endpoint = endpoints.get(reference.partition(":")[0])
+        if endpoint is None:
+            continue
+        if endpoint.keys or not endpoint.key_required:
+            return
+        missing.append(endpoint.key_env or f"a key for {endpoint.name}")
+    names = " or ".join(dict.fromkeys(missing)) or "a provider"
+    raise Invalid(
+        f"This server has no key for {', '.join(models)}: set {names} in its environment and restart it.",
+        code="model.no_key",
+        pointer="/model",
+    )
+
+
+def limits(base: Limits, spec: LimitsSpec) -> Limits:
+    """Put the limits that were said over those that are inherited. Raises Invalid."""
+    said = {name: value for name, value in msgspec.structs.asdict(spec).items() if value is not UNSET}
+    if "usd" in said:
+        said["usd_micros"] = _micros(said.pop("usd"))
+    return replace(base, **said)
+
+
+def limits_seen(given: Limits) -> LimitsSeen:
+    """Show limits to a caller."""
+    values = msgspec.structs.asdict(given)
+    del values["usd_micros"]
+    return LimitsSeen(**values, usd=dollars(given.usd_micros))
+
+
+def _defaults(parts: Api) -> Limits:
+    return Limits(steps=parts.settings.steps_default, active_s=parts.settings.active_s_default)
+
+
+def _micros(usd: Decimal) -> int:
+    if not usd.is_finite() or not 0 < usd <= 10**9 or usd * 10**6 % 1:
+        raise Invalid("A budget is more than 0 US dollars, with at most six decimals.", pointer="/limits/usd")
+    return int(usd * 10**6)
+
+
+# ---- models ----------------------------------------------------------------------------------
+
+
+def _models(parts: Api, spec: Spec) -> tuple[str, ...]:
+    """The failover chain. Raises Invalid for a reference that no provider fits."""
+    if (spec.model is None) == (not spec.models):
+        raise Invalid("Give either `model` or a list of `models`.", pointer="/model")
+    chain = [("/model", spec.model)] if spec.model else [(f"/models/{i}", one) for i, one in enumerate(spec.models)]
+    for pointer, reference in chain:
+        provider, colon, model = reference.partition(":")
+        if not (colon and model) or provider not in parts.models.endpoints():
+            known = ", ".join(sorted(parts.models.endpoints())) or "none"
+            raise Invalid(
+                f"{reference!r} is no model here: write provider:model with a provider of this server ({known}).",
+                code="model.unknown",
+                pointer=pointer,
+            )
+    return tuple(reference for _, reference in chain)
+
+
+# ---- tools -----------------------------------------------------------------------------------
+
+
+async def _tool(parts: Api, wanted: str | ToolSpec, pointer: str, sub_agent: SubAgent) -> Tool:
+    """A server tool, a tool of the caller's, or a sub-agent."""
+    if isinstance(wanted, str):
+        return _server_tool(parts, wanted, pointer)
+    if wanted.agent is not None:
+        if wanted.schema is not None:
+            raise Invalid("A sub-agent has no schema of its own: its argument is `input`.", pointer=f"{pointer}/schema")
+        return await _agent_tool(wanted, pointer, sub_agent)
+    if wanted.name is None:
+        raise Invalid("A tool of yours needs a name; a sub-agent is {agent: name}.", pointer=pointer)
+    if wanted.schema is None:
+        raise Invalid(
+            f"A tool of yours needs the JSON Schema of its arguments; a server tool is just {wanted.name!r}.",
+            pointer=f"{pointer}/schema",
+        )
+    _check_schema(wanted.schema, f"{pointer}/schema")
+    text = msgspec.json.encode(wanted.schema).decode()
+    return Tool(name=wanted.name, description=wanted.description, schema=text, executor="client")
+
+
+def _server_tool(parts: Api, name: str, pointer: str) -> Tool:
+    tool = parts.tools.get(name)
+    if tool is None:
+        known = ", ".join(sorted(parts.tools)) or "none"
+        raise Invalid(
+            f"This server has no tool named {name!r}. Its tools are: {known}.", code="tool.unknown", pointer=pointer
+        )
+    return tool
+
+
+async def _agent_tool(wanted: ToolSpec, pointer: str, sub_agent: SubAgent) -> Tool:
+    assert wanted.agent is not None
+    sub = await sub_agent(wanted.agent, f"{pointer}/agent")
+    name = wanted.name or "".join(c if c.isalnum() or c in "_-" else "_" for c in wanted.agent)
+    text = wanted.description or f"Give a task to the agent {wanted.agent} and read its answer."
+    return Tool(name=name, description=text, schema=TASK, effect="read", executor="agent", agent=digest(sub))
+
+
+def _check_schema(schema: dict[str, Any], pointer: str) -> None:
+    """Raise Invalid for what is not the JSON Schema (2020-12) of an object."""
+    if schema.get("type") != "object":
+        raise Invalid('The schema of a tool\'s arguments says "type": "object".', code="tool.schema", pointer=pointer)
+    try:
+        Draft202012Validator.check_schema(schema)
+    except SchemaError as error:
+        place = "".join(f"/{step}" for step in error.absolute_path)
+        raise Invalid(
+            f"This is not a JSON Schema: {error.message[:200]}.", code="tool.schema", pointer=pointer + place
+        ) from None
+    except RecursionError:
+        raise Invalid("The schema is nested too deep.", code="tool.schema", pointer=pointer) from None
+
+
+def _distinct(tools: list[Tool]) -> None:
+    names: set[str] = set()
+    for i, tool in enumerate(tools):
+        if tool.name in names:
+            raise Invalid(f"Two tools are named {tool.name}.", pointer=f"/tools/{i}")
+        names.add(tool.name)

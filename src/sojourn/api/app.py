@@ -1,0 +1,113 @@
+"""The application: every route behind the guard, and what lives as long as it does. `wiring` builds and serves it.
+
+The rule: what is listed in `routes` is all there is, and the reference is made from the same list.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from functools import partial
+
+import msgspec
+from aiohttp import web
+
+from sojourn.api import approvals, keys, offers
+from sojourn.api.agents import routes as agents
+from sojourn.api.events import routes as events
+from sojourn.api.events.hub import Hub
+from sojourn.api.http import guard
+from sojourn.api.http.meter import Meter
+from sojourn.api.operations import health, metrics
+from sojourn.api.parts import Api
+from sojourn.api.reference import openapi, page
+from sojourn.api.route import Answer, Ask, Live, Route
+from sojourn.api.runs import routes as runs
+from sojourn.api.sessions import files
+from sojourn.api.sessions import routes as sessions
+from sojourn.identity.tokens import Tokens
+from sojourn.store.tenant.keys import authenticate
+
+
+def build(parts: Api) -> web.Application:
+    """Make the application; it starts and stops with its runner."""
+    live = Live(
+        tokens=Tokens(partial(authenticate, parts.database), parts.now),
+        hub=Hub(parts.database, parts.doorbell, parts.settings.stream_clients_max),
+        meter=Meter(),
+    )
+    # Uploads are bounded by the file handlers, JSON bodies by the guard and by this.
+    app = web.Application(client_max_size=parts.settings.body_max_bytes, middlewares=[guard.middleware(parts, live)])
+    for route in served():
+        path = route.path.replace("{path}", "{path:.+}")
+        app.router.add_route(route.method, path, guard.guarded(route, parts, live))
+    app.on_response_prepare.append(guard.prepare)
+    app.cleanup_ctx.append(partial(_hub, live.hub))
+    app.on_shutdown.append(partial(_close, live.hub))
+    return app
+
+
+def served() -> tuple[Route, ...]:
+    """Every route, with the reference that is made from them."""
+    routes = (
+        *runs.ROUTES,
+        *events.ROUTES,
+        *agents.ROUTES,
+        *offers.ROUTES,
+        *sessions.ROUTES,
+        *files.ROUTES,
+        *approvals.ROUTES,
+        *keys.ROUTES,
+        *health.routes(),
+        *metrics.ROUTES,
+    )
+    own = reference({})
+    return (*routes, *reference(openapi.document((*routes, *own))))
+
+
+def reference(document: openapi.Json) -> tuple[Route, ...]:
+    """The routes that serve the document."""
+    text = msgspec.json.encode(document)
+    shown = page.html(document).encode() if document else b""
+    headers = {"Content-Type": "text/html; charset=utf-8", "Content-Security-Policy": page.policy()}
+
+    async def as_json(ask: Ask[None, None]) -> Answer:
+        return Answer(body=text)
+
+    async def as_page(ask: Ask[None, None]) -> Answer:
+        return Answer(body=shown, headers=headers)
+
+    return (
+        Route(
+            method="GET",
+            path="/openapi.json",
+            handler=as_json,
+            summary="This API as an OpenAPI 3.1 document",
+            tag="operations",
+            public=True,
+            answers={200: (None, "The document")},
+        ),
+        Route(
+            method="GET",
+            path="/docs",
+            handler=as_page,
+            summary="This API as a page",
+            tag="operations",
+            public=True,
+            answers={200: (None, "The page")},
+            media=("text/html",),
+        ),
+    )
+
+
+async def _hub(hub: Hub, app: web.Application) -> AsyncIterator[None]:
+    """Read for followers while the application runs."""
+    task = asyncio.create_task(hub.run(), name="hub")
+    yield
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+async def _close(hub: Hub, app: web.Application) -> None:
+    """End the streams before the server waits for its connections."""
+    hub.close()

@@ -1,0 +1,211 @@
+"""One reader for each run that is followed here, shared by all who follow it. `app` runs it, streams follow through it.
+
+The rules: followers cost no query; a slow follower is never waited for, it falls behind and reads the journal again; a
+doorbell is only a hint, so all runs are looked at now and then without one.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from sojourn.api.events.sse import Attempt, Tape
+from sojourn.api.http.codes import StreamsFull
+from sojourn.api.parts import DELTA_BELL, RUN_BELL
+from sojourn.errors import SojournError
+from sojourn.loop.continuation import Continuation, frames
+from sojourn.store import deltas, runs
+from sojourn.store.db import Connection, Database
+from sojourn.store.doorbell import Doorbell, Subscription
+from sojourn.store.rows import Principal
+from sojourn.store.tenant import catalog
+
+log = logging.getLogger("sojourn.api")
+
+POLL_S = 5.0
+ROWS = 200
+HELD_BYTES_MAX = 1 << 20
+"""How much is kept for a follower that still reads the past."""
+
+Send = Callable[[bytes, bytes], bool]
+"""Take a piece of the stream, plain and as an HTTP chunk; False when the client cannot keep up."""
+
+
+class Follower:
+    """One who follows a run. What it hears is held until it has read the past, and then sent at once."""
+
+    def __init__(self, principal: Principal, send: Send) -> None:
+        self.principal = principal
+        self.seq = 0
+        """Everything up to here was sent."""
+        self.behind = self.ended = False
+        self.woken = asyncio.Event()
+        self._send = send
+        self._held: list[bytes] | None = []
+
+    def hear(self, plain: bytes, chunk: bytes, tape: Tape) -> None:
+        """Take what is new, or fall behind."""
+        if self.behind:
+            return
+        if self._held is not None:
+            self._held.append(plain)
+            self.behind = sum(map(len, self._held)) > HELD_BYTES_MAX
+        elif self._send(plain, chunk):
+            self.seq = tape.seq
+        else:
+            self.behind = True
+        self.ended = tape.ended
+        if self.behind or self.ended:
+            self.woken.set()
+
+    def start(self) -> None:
+        """Hold what is heard from now on."""
+        self._held, self.behind = [], False
+
+    def release(self, tape: Tape) -> bytes:
+        """Give what was held; from now on it is sent at once."""
+        held, self._held = self._held or [], None
+        self.seq = tape.seq
+        return b"".join(held)
+
+    def stop(self) -> None:
+        """Let the stream end."""
+        self.ended = True
+        self.woken.set()
+
+
+class Reader:
+    """One run's place in the journal, and who follows it."""
+
+    def __init__(self) -> None:
+        self.followers: set[Follower] = set()
+        self.tape: Tape | None = None
+        self.starting = asyncio.Lock()
+
+
+class Hub:
+    """The readers of one process, by tenant and run."""
+
+    def __init__(self, database: Database, doorbell: Doorbell, followers_max: int) -> None:
+        self._database, self._doorbell = database, doorbell
+        self._readers: dict[tuple[str, str], Reader] = {}
+        self._max = followers_max
+        self._ear = Subscription()
+        self._closed = False
+        self.count = 0
+
+    @contextmanager
+    def admit(self) -> Iterator[None]:
+        """Count one more stream. Raises StreamsFull."""
+        if self.count >= self._max or self._closed:
+            raise StreamsFull(f"This server holds {self.count} event streams, and may hold no more. Try again later.")
+        self.count += 1
+        try:
+            yield
+        finally:
+            self.count -= 1
+
+    @contextmanager
+    def follow(self, run_id: str, follower: Follower) -> Iterator[Reader]:
+        """Have a run read for as long as somebody follows it."""
+        key = (follower.principal.tenant, run_id)
+        reader = self._readers.setdefault(key, Reader())
+        reader.followers.add(follower)
+        try:
+            yield reader
+        finally:
+            reader.followers.discard(follower)
+            if not reader.followers and self._readers.get(key) is reader:
+                del self._readers[key]
+
+    async def join(self, reader: Reader, run_id: str, follower: Follower) -> tuple[int, bytes]:
+        """Let a follower hear what comes; returns how far the past goes and what is being made at this moment."""
+        async with reader.starting:
+            if reader.tape is None:
+                async with self._database.scoped(follower.principal.handle) as connection:
+                    reader.tape = await _begin(connection, run_id)
+                self._ear.hear((run_id,))  # it may have rung while the reader began
+        tape = reader.tape
+        follower.start()
+        follower.ended = tape.ended
+        return tape.seq, tape.catch_up()
+
+    async def run(self) -> None:
+        """Read whatever rings, for ever."""
+        bell = self._doorbell
+        with bell.subscribe(RUN_BELL) as rows, bell.subscribe(DELTA_BELL) as pieces:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._forward(rows))
+                group.create_task(self._forward(pieces))
+                while True:
+                    await self._read(await self._ear.wait(POLL_S))
+
+    async def _forward(self, ear: Subscription) -> None:
+        """Hear two bells with one ear, because a run is read by one reader at a time."""
+        while True:
+            self._ear.hear(await ear.wait(POLL_S))
+
+    def close(self) -> None:
+        """End every stream: the process stops, and the clients come back elsewhere."""
+        self._closed = True
+        for reader in self._readers.values():
+            for follower in reader.followers:
+                follower.stop()
+
+    async def _read(self, rung: frozenset[str]) -> None:
+        """Read the runs that rang, or all, one transaction a tenant."""
+        tenants: dict[str, list[tuple[str, Reader]]] = {}
+        for (tenant, run_id), reader in self._readers.items():
+            if reader.tape is not None and not reader.tape.ended and (not rung or run_id in rung):
+                tenants.setdefault(tenant, []).append((run_id, reader))
+        await asyncio.gather(*(self._read_tenant(some) for some in tenants.values()))
+
+    async def _read_tenant(self, some: list[tuple[str, Reader]]) -> None:
+        principals = (follower.principal for _, reader in some for follower in reader.followers)
+        principal = max(principals, key=lambda one: one.expires_at, default=None)
+        if principal is None:
+            return
+        try:
+            async with self._database.scoped(principal.handle) as connection:
+                for run_id, reader in some:
+                    await _advance(connection, run_id, reader)
+        except SojournError as error:
+            log.warning("stream.waits", extra={"tenant": principal.tenant, "code": error.code})
+        except Exception:
+            log.exception("stream.bug", extra={"tenant": principal.tenant})
+
+
+async def _begin(connection: Connection, run_id: str) -> Tape:
+    """Start reading where the run stands now."""
+    run = await runs.continuation(connection, run_id)
+    agent = await catalog.spec(connection, run.root.agent.digest)
+    tape = Tape(run_id, agent, run.rev, _running(run))
+    tape.ended = run.root.ended
+    tape.take(await deltas.read(connection, run_id, after=0), ())
+    return tape
+
+
+def _running(run: Continuation) -> Iterator[Attempt]:
+    """The attempts that were announced and have not ended."""
+    for frame in frames(run.root):
+        if frame.turn.sent and not frame.ended:
+            yield frame.id, frame.step, frame.turn.attempt
+        for call in frame.calls:
+            if call.state == "intent":
+                yield call.uid, -1, call.attempt
+
+
+async def _advance(connection: Connection, run_id: str, reader: Reader) -> None:
+    """Read what is new and let every follower hear it."""
+    tape = reader.tape
+    assert tape is not None
+    while True:
+        pieces = await deltas.read(connection, run_id, after=tape.delta)
+        rows = await runs.events(connection, run_id, after=tape.seq, limit=ROWS)
+        plain = tape.take(pieces, rows)
+        if plain or tape.ended:
+            chunk = b"%x\r\n%b\r\n" % (len(plain), plain) if plain else b""
+            for follower in tuple(reader.followers):
+                follower.hear(plain, chunk, tape)
+        if len(rows) < ROWS:
+            return

@@ -1,0 +1,222 @@
+"""The public event types: what a reader of /v1/runs/{run_id}/events meets. `public` makes them from journal rows.
+
+The rule: a type only ever gains fields, and whatever a reader does not know it may pass over.
+"""
+
+from datetime import datetime
+
+import msgspec
+
+from sojourn.api.runs.shapes import Cost, Trouble, Usage
+from sojourn.loop.policy import Verdict
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
+    """What all events have."""
+
+    seq: int
+    """The position in the run's journal; events made of one row share it."""
+    at: datetime
+
+
+class RunQueued(Seen, frozen=True, kw_only=True, tag="run.queued"):
+    """The run was accepted."""
+
+    session_id: str
+    user_id: str
+    agent: str
+    version: int
+
+
+class RunStarted(Seen, frozen=True, kw_only=True, tag="run.started"):
+    """A worker began with it."""
+
+
+class RunSuspended(Seen, frozen=True, kw_only=True, tag="run.suspended"):
+    """It waits for somebody, and holds nothing meanwhile."""
+
+    waits: tuple[str, ...]
+    """The ids of the open questions."""
+
+
+class RunResumed(Seen, frozen=True, kw_only=True, tag="run.resumed"):
+    """It goes on."""
+
+
+class RunCompleted(Seen, frozen=True, kw_only=True, tag="run.completed"):
+    """It ended with a result, which the last agent.message of the root frame holds. The stream ends here."""
+
+
+class RunFailed(Seen, frozen=True, kw_only=True, tag="run.failed"):
+    """It ended without a result. The stream ends here."""
+
+    error: Trouble
+
+
+class RunCancelled(Seen, frozen=True, kw_only=True, tag="run.cancelled"):
+    """Somebody stopped it. The stream ends here."""
+
+
+class UserMessage(Seen, frozen=True, kw_only=True, tag="user.message"):
+    """A user said something."""
+
+    text: str
+
+
+class ModelStarted(Seen, frozen=True, kw_only=True, tag="model.request_started"):
+    """A model is asked for the next reply of a frame."""
+
+    frame: str
+    step: int
+    attempt: int
+    model: str
+
+
+class ModelFinished(Seen, frozen=True, kw_only=True, tag="model.request_finished"):
+    """A model request ended: with a reply and what it used, or with an error."""
+
+    frame: str
+    step: int
+    attempt: int
+    provider: str | None = None
+    model: str | None = None
+    usage: Usage | None = None
+    cost: Cost | None = None
+    first_token_ms: int | None = None
+    stop: str | None = None
+    error: Trouble | None = None
+    retry: bool | None = None
+    """Whether the same model may do better; another of the chain may be asked in any case."""
+    retry_after_s: float | None = None
+    """What the provider asked for; it is bounded before it is obeyed."""
+
+
+class AgentThinking(Seen, frozen=True, kw_only=True, tag="agent.thinking"):
+    """What the model thought aloud."""
+
+    frame: str
+    step: int
+    text: str
+
+
+class AgentMessage(Seen, frozen=True, kw_only=True, tag="agent.message"):
+    """What the model said."""
+
+    frame: str
+    step: int
+    text: str
+
+
+class ToolUse(Seen, frozen=True, kw_only=True, tag="agent.tool_use"):
+    """The model asks for a tool."""
+
+    frame: str
+    step: int
+    call: str
+    tool: str
+    arguments: str
+    """As the model wrote them; they may not even be JSON."""
+    evaluated_permission: Verdict | None = None
+    """What the policy says; absent in sub-agents."""
+
+
+class ToolUseStarted(Seen, frozen=True, kw_only=True, tag="agent.tool_started"):
+    """An attempt at a tool call begins."""
+
+    call: str
+    attempt: int
+
+
+class ToolResultSeen(Seen, frozen=True, kw_only=True, tag="agent.tool_result"):
+    """A tool call came back; the text is what the model reads."""
+
+    call: str
+    attempt: int
+    text: str
+    error: bool = False
+
+
+class FrameStarted(Seen, frozen=True, kw_only=True, tag="agent.frame_started"):
+    """A sub-agent begins; its frame is named by the call that it answers."""
+
+    frame: str
+    tool: str
+
+
+class FrameFinished(Seen, frozen=True, kw_only=True, tag="agent.frame_finished"):
+    """A sub-agent ended with an answer."""
+
+    frame: str
+
+
+class ApprovalRequested(Seen, frozen=True, kw_only=True, tag="approval.requested"):
+    """The run stands still until this is answered: POST /v1/approvals/{approval}."""
+
+    approval: str
+    wait: str
+
+
+class ApprovalResolved(Seen, frozen=True, kw_only=True, tag="approval.resolved"):
+    """Somebody answered."""
+
+    approval: str
+    wait: str
+    decision: str
+    by: str
+    reason: str = ""
+
+
+class BudgetExhausted(Seen, frozen=True, kw_only=True, tag="budget.exhausted"):
+    """A limit leaves no room for another step."""
+
+    detail: str
+
+
+class SandboxOpened(Seen, frozen=True, kw_only=True, tag="sandbox.opened"):
+    """The session's sandbox was made."""
+
+
+class SandboxRestored(Seen, frozen=True, kw_only=True, tag="sandbox.restored"):
+    """The session's files were brought back into a new sandbox; its processes are gone."""
+
+
+class SandboxLost(Seen, frozen=True, kw_only=True, tag="sandbox.lost"):
+    """The session's sandbox is gone."""
+
+
+class ErrorSeen(Seen, frozen=True, kw_only=True, tag="error"):
+    """Something was lost and is dealt with, such as a worker that died in the middle of an attempt."""
+
+    error: Trouble
+    frame: str | None = None
+    call: str | None = None
+    attempt: int | None = None
+
+
+Kind = (
+    RunQueued | RunStarted | RunSuspended | RunResumed | RunCompleted | RunFailed | RunCancelled | UserMessage
+    | ModelStarted | ModelFinished | AgentThinking | AgentMessage | ToolUse | ToolUseStarted | ToolResultSeen
+    | FrameStarted | FrameFinished | ApprovalRequested | ApprovalResolved | BudgetExhausted
+    | SandboxOpened | SandboxRestored | SandboxLost | ErrorSeen
+)  # fmt: skip
+
+ENDS: tuple[type[Seen], ...] = (RunCompleted, RunFailed, RunCancelled)
+"""After one of these there is nothing more."""
+
+DELTAS = ("delta.message", "delta.thinking", "delta.tool_arguments", "delta.tool_output", "delta.reset")
+"""The names of deltas in a stream: `delta.reset` voids those that came before of the same frame and step."""
+
+
+class Delta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A piece of what is being made; it has no id, and the event that follows holds the whole."""
+
+    frame: str
+    step: int
+    attempt: int
+    text: str = ""
+    index: int | None = None
+    """Which tool call of this reply the arguments belong to."""
+    name: str | None = None
+    """Its tool."""
+    call: str | None = None
+    """Which call prints this output."""

@@ -1,0 +1,151 @@
+"""What callers see of the journal: one row in, no, one or several public events out. Pure.
+
+The stream, the pages and the reference use it. The rule: the public events of one row depend on that row and the run's
+agent alone, so every reader at any time sees the same; those of one row share its seq.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from sojourn.api.events import kinds as k
+from sojourn.api.runs.shapes import Trouble, approval_id, cost, usage
+from sojourn.loop import events as ev
+from sojourn.loop.agent import Agent
+from sojourn.loop.continuation import Failure
+from sojourn.loop.messages import Message, Part, Reasoning, Text, ToolCall, ToolResult
+from sojourn.loop.policy import gate
+
+SANDBOX: dict[str, type[k.Seen]] = {
+    "sandbox.opened": k.SandboxOpened,
+    "sandbox.restored": k.SandboxRestored,
+    "sandbox.lost": k.SandboxLost,
+}
+
+
+def project(run_id: str, agent: Agent | None, seq: int, event: ev.Event) -> Iterator[k.Kind]:
+    """Yield the public events of one journal row. `agent` is what the root frame runs, None where it is not known."""
+    here: dict[str, Any] = {"seq": seq, "at": event.at}
+    match event:
+        case ev.Began():
+            yield from _began(here, event)
+        case ev.Turned():
+            yield from _turned(here, run_id, event)
+        case ev.ModelAsked():
+            where = {"frame": event.frame, "step": event.step, "attempt": event.attempt}
+            yield k.ModelStarted(**here, **where, model=event.model)
+        case ev.Replied():
+            yield from _replied(here, agent, event)
+        case ev.ModelErred():
+            yield _erred(here, event)
+        case ev.Intended():
+            yield k.ToolUseStarted(**here, call=event.call, attempt=event.attempt)
+        case ev.Returned():
+            text = "".join(part.text for part in _parts(event.message) if isinstance(part, ToolResult))
+            yield k.ToolResultSeen(**here, call=event.call, attempt=event.attempt, text=text, error=event.failed)
+        case ev.ModelLost():
+            lost = Trouble(code="worker.lost", detail="The worker that asked the model is gone; it is asked again.")
+            yield k.ErrorSeen(**here, error=lost, frame=event.frame, attempt=event.attempt)
+        case ev.CallLost():
+            lost = Trouble(code="worker.lost", detail="The worker that ran this call is gone.")
+            yield k.ErrorSeen(**here, error=lost, call=event.call, attempt=event.attempt)
+        case ev.Said():
+            yield k.UserMessage(**here, text=event.message.text if event.message else "")
+        case ev.Decided():
+            named = {"approval": approval_id(run_id, event.wait), "wait": event.wait}
+            yield k.ApprovalResolved(**here, **named, decision=event.decision, by=event.by, reason=event.reason)
+        case ev.Noted(kind=kind) if kind in SANDBOX:
+            yield SANDBOX[kind](**here)  # type: ignore[misc]
+
+
+def is_end(event: ev.Event) -> bool:
+    """Say whether nothing comes after this row."""
+    return isinstance(event, ev.Turned) and event.phase in ("completed", "failed", "cancelled")
+
+
+def _began(here: dict[str, Any], event: ev.Began) -> Iterator[k.Kind]:
+    yield k.RunQueued(
+        **here,
+        session_id=event.session_id,
+        user_id=event.principal.user,
+        agent=event.agent.name,
+        version=event.agent.version,
+    )
+    if event.message is not None:
+        yield k.UserMessage(**here, text=event.message.text)
+
+
+def _turned(here: dict[str, Any], run_id: str, event: ev.Turned) -> Iterator[k.Kind]:
+    match event.phase:
+        case "running":
+            yield k.RunResumed(**here) if event.resumed else k.RunStarted(**here)
+        case "suspended":
+            for wait in event.waits:
+                yield k.ApprovalRequested(**here, approval=approval_id(run_id, wait), wait=wait)
+            yield k.RunSuspended(**here, waits=event.waits)
+        case "completed":
+            yield k.RunCompleted(**here)
+        case "cancelled":
+            yield k.RunCancelled(**here)
+        case "failed":
+            error = event.error or Failure("run.failed")
+            if error.code == "budget.exhausted":
+                yield k.BudgetExhausted(**here, detail=error.detail)
+            yield k.RunFailed(**here, error=Trouble(code=error.code, detail=error.detail))
+
+
+def _replied(here: dict[str, Any], agent: Agent | None, event: ev.Replied) -> Iterator[k.Kind]:
+    """The end of the request first, then what was said, in its order; a sub-agent that asks for nothing has ended."""
+    where: dict[str, Any] = {"frame": event.frame, "step": event.step}
+    message = event.message
+    yield _finished({**here, **where}, event)
+    uids = (f"{event.frame.rstrip('/')}/{event.step}.{i}" for i in range(len(_parts(message))))
+    for part in _parts(message):
+        match part:
+            case Reasoning(text=text) if text:
+                yield k.AgentThinking(**here, **where, text=text)
+            case Text(text=text) if text:
+                yield k.AgentMessage(**here, **where, text=text)
+            case ToolCall():
+                yield from _asked({**here, **where}, part, next(uids), agent if event.frame == "/" else None)
+    if message is not None and event.frame != "/" and message.text and not message.calls:
+        yield k.FrameFinished(**here, frame=event.frame)
+
+
+def _asked(place: dict[str, Any], part: ToolCall, call: str, agent: Agent | None) -> Iterator[k.Kind]:
+    """A tool call, and the sub-agent that it starts at once."""
+    tool = agent.tool(part.name) if agent else None
+    verdict = gate(agent.policy, part.name).verdict if agent and tool else None
+    yield k.ToolUse(**place, call=call, tool=part.name, arguments=part.arguments, evaluated_permission=verdict)
+    if tool and tool.executor == "agent" and verdict == "allow":
+        yield k.FrameStarted(seq=place["seq"], at=place["at"], frame=call, tool=part.name)
+
+
+def _finished(place: dict[str, Any], event: ev.Replied) -> k.ModelFinished:
+    message = event.message
+    source = message.source if message else None
+    return k.ModelFinished(
+        **place,
+        attempt=event.attempt,
+        provider=source.provider if source else None,
+        model=source.model if source else None,
+        usage=usage(message.usage) if message and message.usage else None,
+        cost=cost(event.usd_micros),
+        first_token_ms=event.first_token_ms,
+        stop=message.stop if message else None,
+    )
+
+
+def _erred(here: dict[str, Any], event: ev.ModelErred) -> k.ModelFinished:
+    return k.ModelFinished(
+        **here,
+        frame=event.frame,
+        step=event.step,
+        attempt=event.attempt,
+        error=Trouble(code=event.error.code, detail=event.error.detail),
+        retry=event.retry,
+        retry_after_s=event.retry_after_s,
+    )
+
+
+def _parts(message: Message | None) -> tuple[Part, ...]:
+    return message.parts if message else ()

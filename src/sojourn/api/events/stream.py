@@ -1,0 +1,125 @@
+"""One follower's connection: the past out of the journal, then what the hub hears, until the run or the time has ended.
+
+`routes` answers with it. The rules: each durable event is sent once and in order; a client that cannot keep up reads
+the past again and is never waited for; no task of ours wakes for an event: the hub writes straight to the socket.
+"""
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+from aiohttp import HttpVersion11, web
+
+from sojourn.api.events import sse
+from sojourn.api.events.hub import Follower, Reader
+from sojourn.api.events.public import is_end
+from sojourn.api.route import Ask
+from sojourn.errors import SojournError
+from sojourn.loop.agent import Agent
+from sojourn.store import runs
+from sojourn.store.rows import RunRow
+
+log = logging.getLogger("sojourn.api")
+
+COMMENT_S = 15.0
+UNSENT_BYTES_MAX = 256 << 10
+"""A client with so much underway is behind."""
+STUCK_S = 60.0
+"""A client that takes nothing for so long is gone."""
+PAGE = 200
+HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-store, no-transform",
+    "X-Accel-Buffering": "no",
+}
+
+
+class Stream:
+    """One open response."""
+
+    def __init__(self, ask: Ask[Any, Any], run: RunRow, agent: Agent | None, after: int) -> None:
+        self.ask, self.row, self.agent, self.run_id = ask, run, agent, run.id
+        self.response = web.StreamResponse(headers=HEADERS)
+        self.chunked = ask.http.version >= HttpVersion11
+        self.follower = Follower(ask.principal, self.send)
+        self.follower.seq = after
+        self.dies_at = time.monotonic() + ask.parts.settings.stream_life_s
+
+    def send(self, plain: bytes, chunk: bytes) -> bool:
+        """Write to the socket at once, unless too much is on its way already."""
+        transport = self.ask.http.transport
+        if transport is None or transport.is_closing():
+            return False
+        if transport.get_write_buffer_size() > UNSENT_BYTES_MAX:
+            return False
+        transport.write(chunk if self.chunked else plain)
+        return True
+
+    async def run(self) -> web.StreamResponse:
+        """Send all there is, and what comes."""
+        await self.response.prepare(self.ask.http)
+        try:
+            await self.response.write(b"retry: 1000\n\n")
+            if self.row.finished_at is not None:
+                await self.replay(until=self.row.seq)
+                return self.response
+            with self.ask.live.hub.follow(self.run_id, self.follower) as reader:
+                while not await self._follow(reader):
+                    await self._drained()
+        except SojournError as error:
+            log.warning("stream.broken", extra={"run": self.run_id, "request": self.ask.request_id, "code": error.code})
+        except ConnectionResetError:
+            pass  # the client has gone
+        return self.response
+
+    async def _follow(self, reader: Reader) -> bool:
+        """Read the past, then stay with the present; false when the client fell behind and must read again."""
+        follower = self.follower
+        follower.woken.clear()
+        seq, made = await self.ask.live.hub.join(reader, self.run_id, follower)
+        assert reader.tape is not None
+        if await self.replay(until=seq):
+            return True
+        await self.response.write(made + follower.release(reader.tape))
+        while not (follower.ended or follower.behind):
+            try:
+                async with asyncio.timeout(min(COMMENT_S, max(0.0, self.dies_at - time.monotonic()))):
+                    await follower.woken.wait()
+            except TimeoutError:
+                if time.monotonic() >= self.dies_at or self._gone():
+                    return True
+                follower.principal = await self.ask.live.tokens.principal(self.ask.token)
+                await self.response.write(sse.COMMENT)
+        return not follower.behind or self._gone()
+
+    async def replay(self, *, until: int) -> bool:
+        """Send the journal from where the follower stands; true when that was the end of it."""
+        follower = self.follower
+        while follower.seq < until:
+            async with self.ask.parts.database.scoped(follower.principal.handle) as connection:
+                rows = await runs.events(connection, self.run_id, after=follower.seq, limit=PAGE)
+            if not rows:
+                return False
+            if data := b"".join(sse.row(self.run_id, self.agent, seq, event) for seq, event in rows):
+                await self.response.write(data)
+            follower.seq = rows[-1][0]
+            if is_end(rows[-1][1]):
+                return True
+        return False
+
+    async def _drained(self) -> None:
+        """Wait until a slow client has taken what was sent. Raises ConnectionResetError when it takes nothing."""
+        transport = self.ask.http.transport
+        left, since = None, time.monotonic()
+        while transport is not None and (size := transport.get_write_buffer_size()):
+            if size != left:
+                left, since = size, time.monotonic()
+            if time.monotonic() - since > STUCK_S or transport.is_closing():
+                transport.abort()
+                raise ConnectionResetError
+            await asyncio.sleep(0.05)
+
+    def _gone(self) -> bool:
+        transport = self.ask.http.transport
+        return transport is None or transport.is_closing()

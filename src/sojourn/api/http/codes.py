@@ -1,0 +1,86 @@
+"""Every code that an answer may carry, and the refusals that only HTTP knows. Problems and the reference read them.
+
+The rule: a code is listed here before anything answers with it, and never changes its meaning.
+"""
+
+from collections.abc import Mapping
+
+from sojourn.errors import OverLimit, Refused, SojournError
+
+
+class Malformed(Refused):
+    """The body is not JSON."""
+
+    code = "request.malformed"
+
+
+class WrongMethod(Refused):
+    """This path does not know this method."""
+
+    code, http_status = "request.method", 405
+
+
+class TooSlow(Refused):
+    """The body did not arrive in time."""
+
+    code, http_status, retry = "request.timeout", 408, True
+
+
+class WrongMedia(Refused):
+    """The body is of a type that is not read here."""
+
+    code, http_status = "request.media_type", 415
+
+
+class StreamsFull(OverLimit):
+    """This server holds as many event streams as it may; try again later, or read the events as pages."""
+
+    code = "limit.streams"
+
+
+class Bug(SojournError):
+    """This is a bug in Sojourn. The server's log has the cause under the request id."""
+
+    code, http_status = "sojourn.bug", 500
+
+
+CODES: Mapping[str, tuple[int, str]] = {
+    "request.refused": (400, "The request cannot be carried out as it is."),
+    "request.malformed": (400, "The body is not JSON."),
+    "request.too_deep": (400, "The JSON is nested too deep."),
+    "auth.unauthenticated": (401, "There is no key, or one that is unknown, expired or revoked."),
+    "auth.forbidden": (403, "The key lacks a scope."),
+    "request.not_found": (404, "There is nothing here by that name that you may see."),
+    "request.method": (405, "This path does not know this method."),
+    "request.timeout": (408, "The body did not arrive in time."),
+    "request.conflict": (409, "The request does not fit the present state."),
+    "request.in_progress": (409, "The first request with this Idempotency-Key is still being answered."),
+    "request.stale_version": (409, "The object changed since you read it."),
+    "run.ended": (409, "The run has ended."),
+    "run.not_waiting": (409, "The run is not waiting for this."),
+    "approval.already_decided": (409, "Somebody decided this before, in another way."),
+    "session.busy": (409, "The session has a run that has not ended."),
+    "session.closed": (409, "The session is closed."),
+    "agent.exists": (409, "There is an agent of that name."),
+    "agent.archived": (409, "The agent is archived."),
+    "request.too_large": (413, "The request is larger than the limit."),
+    "request.media_type": (415, "The body is of a type that is not read here."),
+    "request.invalid": (422, "A field has a value that cannot be accepted."),
+    "request.idempotency_reused": (422, "This Idempotency-Key was used before with another body."),
+    "agent.unknown": (422, "There is no agent of that name."),
+    "model.unknown": (422, "No configured provider fits the model reference."),
+    "model.no_key": (422, "No model of the agent has a key on this server."),
+    "tool.unknown": (422, "The server has no tool of that name."),
+    "tool.schema": (422, "A tool's schema is not a JSON Schema of an object."),
+    "stream.beyond_end": (422, "The stream is asked to begin after its end."),
+    "limit.reached": (429, "A limit is reached."),
+    "limit.rate": (429, "Too many requests in the window."),
+    "limit.queue": (429, "Too many runs are queued."),
+    "limit.streams": (429, "This server holds as many event streams as it may."),
+    "limit.budget": (429, "The budget is spent."),
+    "sojourn.bug": (500, "This is a bug in Sojourn."),
+    "service.unavailable": (503, "A part that Sojourn needs does not answer now."),
+    "sandbox.unavailable": (503, "The session's files cannot be reached."),
+    "store.unavailable": (503, "The database does not answer."),
+}
+"""Code -> HTTP status and title."""

@@ -1,0 +1,209 @@
+"""The guard round every handler: who asks, for what, within which limits; and what becomes of whatever goes wrong.
+
+`app` puts `middleware` round everything and `guarded` round each route's handler. The rule: nothing is read of a
+request before its key is known to allow it, and nothing leaves but an answer, a stream or a problem.
+"""
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from sojourn.api.http import parse, problems
+from sojourn.api.http.codes import Bug, Refused, TooSlow, WrongMedia, WrongMethod
+from sojourn.api.parts import Api
+from sojourn.api.route import NAMES, Answer, Ask, Live, Route
+from sojourn.errors import Invalid, NotFound, SojournError, TooLarge, Unauthenticated
+from sojourn.identity import scopes
+from sojourn.store.rows import Principal
+
+log = logging.getLogger("sojourn.api")
+
+BODY_S = 30.0
+"""How long a body may take to arrive."""
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,128}")
+PATTERNS = {name: re.compile(pattern, re.DOTALL) for name, pattern in NAMES.items()}
+SECURITY = {
+    "Server": "sojourn",
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+ANYBODY = Principal(tenant="", user="", key_id="", scopes=frozenset(), handle="", expires_at=None)
+REQUEST: web.RequestKey[str] = web.RequestKey("request_id", str)
+ROUTE: web.RequestKey[Route] = web.RequestKey("route", Route)
+CALLER: web.RequestKey[Principal] = web.RequestKey("caller", Principal)
+
+Inner = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def middleware(parts: Api, live: Live) -> Any:
+    """Make what surrounds every request: its id, its problem if it fails, its headers, its line in the log."""
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Inner) -> web.StreamResponse:
+        began = time.perf_counter()
+        given = request.headers.get("X-Request-Id", "")
+        request_id = request[REQUEST] = given if REQUEST_ID.fullmatch(given) else parts.new_id("req")
+        try:
+            response = await handler(request)
+        except SojournError as error:
+            response = problems.answer(error, request_id)
+        except web.HTTPException as error:
+            response = problems.answer(_known(error), request_id)
+        except ConnectionResetError:
+            response = web.Response(status=499)  # the caller has gone; nobody reads this
+        except Exception:
+            log.exception("http.bug", extra={"request": request_id, "route": _template(request)})
+            response = problems.answer(Bug(), request_id)
+        _finish(request, response, live, began)
+        return response
+
+    return guard
+
+
+async def prepare(request: web.Request, response: web.StreamResponse) -> None:
+    """Put the headers on that every answer carries; a signal, so that streams have them too."""
+    for name, value in SECURITY.items():
+        response.headers.setdefault(name, value)
+    response.headers["Server"] = SECURITY["Server"]
+    response.headers["X-Request-Id"] = request.get(REQUEST, "")
+
+
+def guarded(route: Route, parts: Api, live: Live) -> Inner:
+    """Make a route's handler as the server calls it."""
+    decoder = msgspec.json.Decoder(route.body) if route.body else None
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        request[ROUTE] = route
+        token, principal = ("", ANYBODY) if route.public else await _permit(request, route, live)
+        raw = await _body(request, route, parts.settings.body_max_bytes)
+        ask: Ask[Any, Any] = Ask(
+            parts=parts,
+            live=live,
+            http=request,
+            route=route,
+            request_id=request[REQUEST],
+            token=token,
+            principal=principal,
+            names=_names(request),
+            body=parse.json_body(raw, decoder) if decoder and raw else route.body and route.body(),
+            query=parse.query(request.query, route.query) if route.query else None,
+            raw=raw,
+        )
+        answer = await route.handler(ask)
+        return answer if isinstance(answer, web.StreamResponse) else respond(answer)
+
+    return handle
+
+
+def respond(answer: Answer) -> web.Response:
+    """Turn an Answer into bytes."""
+    if answer.body is None:
+        return web.Response(status=answer.status, headers=answer.headers)
+    if isinstance(answer.body, bytes):
+        body, headers = answer.body, answer.headers
+    else:
+        body, headers = msgspec.json.encode(answer.body), {}
+    headers = {"Content-Type": "application/json", **headers, **answer.headers}
+    return web.Response(status=answer.status, body=body, headers=headers)
+
+
+# ---- in --------------------------------------------------------------------------------------
+
+
+async def _permit(request: web.Request, route: Route, live: Live) -> tuple[str, Principal]:
+    """Find out who asks and whether they may. Raises Unauthenticated and Forbidden."""
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        raise Unauthenticated
+    token = token.strip()
+    principal = request[CALLER] = await live.tokens.principal(token)
+    if route.scope:
+        scopes.require(principal.scopes, route.scope)
+    return token, principal
+
+
+def _names(request: web.Request) -> dict[str, str]:
+    """The parts of the path that have a name. Raises NotFound for what cannot be one."""
+    for name, value in request.match_info.items():
+        if "\0" in value or not PATTERNS[name].fullmatch(value):
+            raise NotFound
+    return dict(request.match_info)
+
+
+async def _body(request: web.Request, route: Route, limit_bytes: int) -> bytes:
+    """Read a JSON body whole. Raises TooLarge, TooSlow, WrongMedia and Invalid."""
+    if route.upload or route.body is None:
+        return b""
+    if (request.content_length or 0) > limit_bytes:
+        raise _too_large(limit_bytes)
+    try:
+        async with asyncio.timeout(BODY_S):
+            data = await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise _too_large(limit_bytes) from None
+    except TimeoutError:
+        raise TooSlow(f"The body did not arrive within {BODY_S:g} s.") from None
+    if data and not _is_json(request):
+        raise WrongMedia("Send the body as JSON, with the header Content-Type: application/json.")
+    if not data and not route.body_optional:
+        raise Invalid("The request needs a JSON body.", pointer="")
+    return data
+
+
+def _is_json(request: web.Request) -> bool:
+    kind = request.content_type
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+
+
+def _too_large(limit_bytes: int) -> TooLarge:
+    return TooLarge(f"The body is larger than {limit_bytes} bytes. Put large inputs into the session's files.")
+
+
+# ---- out -------------------------------------------------------------------------------------
+
+
+def _known(error: web.HTTPException) -> SojournError:
+    """Say in our words what the HTTP library refused."""
+    match error.status:
+        case 404:
+            return NotFound("There is nothing at this path; /docs lists what there is.")
+        case 405:
+            allowed = ", ".join(sorted(getattr(error, "allowed_methods", ())))
+            return WrongMethod(f"This path knows the methods {allowed}.")
+        case 413:
+            return TooLarge()
+    return Refused(f"The request cannot be understood: {error.reason}.")
+
+
+def _template(request: web.Request) -> str:
+    route = request.get(ROUTE)
+    return route.path if route else "none"
+
+
+def _finish(request: web.Request, response: web.StreamResponse, live: Live, began: float) -> None:
+    """Count the answer and write its line in the log."""
+    seconds = time.perf_counter() - began
+    streamed = response.content_type == "text/event-stream"
+    method = request.method if request.get(ROUTE) else "other"
+    live.meter.count(method, _template(request), response.status, seconds=None if streamed else seconds)
+    caller = request.get(CALLER, ANYBODY)
+    line = {
+        "request": request[REQUEST],
+        "method": method,
+        "route": _template(request),
+        "status": response.status,
+        "ms": round(seconds * 1000, 2),
+        "tenant": caller.tenant,
+        "key": caller.key_id,
+        "run": request.match_info.get("run_id", "")[:40],
+    }
+    log.info("http.request", extra=line)

@@ -1,0 +1,65 @@
+"""Errors as application/problem+json (RFC 9457). The guard calls it, and nothing else answers with an error.
+
+The rule: a caller reads what happened and what to do, and never a traceback, a statement or somebody's data.
+"""
+
+import math
+
+import msgspec
+from aiohttp import web
+
+from sojourn.api.http.codes import CODES
+from sojourn.errors import SojournError, Unauthenticated, Unavailable
+
+RETRY_S = 1.0
+"""How long to wait where nobody knows better."""
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """One field that is wrong."""
+
+    pointer: str
+    """A JSON pointer into the body."""
+    detail: str
+
+
+class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What went wrong and what to do about it."""
+
+    type: str
+    """Where the code is explained."""
+    title: str
+    status: int
+    detail: str
+    code: str
+    """For programs: it never changes its meaning."""
+    request_id: str
+    """To find the request in the server's log."""
+    retryable: bool | None = None
+    """Whether the very same request may succeed later."""
+    retry_after_s: float | None = None
+    errors: tuple[Fault, ...] = ()
+
+
+def answer(error: SojournError, request_id: str) -> web.Response:
+    """Say an error."""
+    retry_after_s = error.retry_after_s
+    if retry_after_s is None and (error.retry or isinstance(error, Unavailable)):
+        retry_after_s = RETRY_S
+    problem = Problem(
+        type=f"/docs#{error.code}",
+        title=CODES.get(error.code, (error.http_status, type(error).__doc__ or ""))[1],
+        status=error.http_status,
+        detail=str(error),
+        code=error.code,
+        request_id=request_id,
+        retryable=error.retry,
+        retry_after_s=retry_after_s,
+        errors=(Fault(error.pointer, str(error)),) if error.pointer is not None else (),
+    )
+    headers = {"Content-Type": "application/problem+json"}
+    if retry_after_s is not None:
+        headers["Retry-After"] = str(math.ceil(retry_after_s))
+    if isinstance(error, Unauthenticated):
+        headers["WWW-Authenticate"] = 'Bearer realm="sojourn"'
+    return web.Response(status=error.http_status, body=msgspec.json.encode(problem), headers=headers)

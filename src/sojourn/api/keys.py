@@ -1,0 +1,164 @@
+"""/v1/keys and /v1/me: API keys, and whose key this is.
+
+The rule: a key is shown once, when it is made, and never allows more than the key that made it.
+"""
+
+from datetime import datetime, timedelta
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from sojourn.api.http.once import once
+from sojourn.api.route import Answer, Ask, Route
+from sojourn.errors import Invalid
+from sojourn.identity import scopes
+from sojourn.store.db import Connection
+from sojourn.store.rows import KeyRow
+from sojourn.store.tenant import keys
+
+USER = r"^[^|\x00-\x1f\x7f]{1,200}$"
+
+
+class CreateKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A key for a user or a program."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=100)]
+    user: Annotated[str, Meta(pattern=USER)] | None = None
+    """Whom it acts for; yourself where it is not said."""
+    scopes: Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=64)] | None = None
+    """What it allows; as much as your own where it is not said."""
+    expires_in_s: Annotated[int, Meta(ge=60, le=10 * 366 * 86400)] | None = None
+
+
+class Key(msgspec.Struct, frozen=True, kw_only=True):
+    """A key, without its secret."""
+
+    id: str
+    name: str
+    prefix: str
+    """How the secret begins."""
+    user_id: str
+    scopes: tuple[str, ...]
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+
+
+class NewKey(Key, frozen=True, kw_only=True):
+    """A key that was made now."""
+
+    key: str
+    """The secret. Keep it now: it is not shown again."""
+
+
+class KeysPage(msgspec.Struct, frozen=True, kw_only=True):
+    """All keys of the tenant."""
+
+    data: tuple[Key, ...]
+    has_more: bool = False
+    next: str | None = None
+
+
+class Me(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose key this is, and what it allows."""
+
+    tenant: str
+    user_id: str
+    key_id: str
+    scopes: tuple[str, ...]
+
+
+async def make(ask: Ask[CreateKey, None]) -> Answer:
+    """Make a key."""
+    body, caller = ask.body, ask.principal
+    wanted = tuple(dict.fromkeys(body.scopes if body.scopes is not None else sorted(caller.scopes)))
+    for i, scope in enumerate(wanted):
+        if not scopes.known(scope):
+            raise Invalid(
+                f"There is no scope {scope!r}; there are: {', '.join(scopes.SCOPES)}.", pointer=f"/scopes/{i}"
+            )
+        scopes.require(caller.scopes, scope)
+    lives = timedelta(seconds=body.expires_in_s) if body.expires_in_s else None
+
+    async def work(connection: Connection) -> Answer:
+        row, token = await keys.create(
+            connection,
+            user=body.user or caller.user,
+            name=body.name,
+            scopes=wanted,
+            expires_at=ask.parts.now() + lives if lives else None,
+        )
+        return Answer(status=201, body=NewKey(**msgspec.structs.asdict(_seen(row)), key=token))
+
+    return await once(ask, work)
+
+
+async def page(ask: Ask[None, None]) -> Answer:
+    """List keys."""
+    async with ask.transaction() as connection:
+        rows = await keys.page(connection)
+    return Answer(body=KeysPage(data=tuple(_seen(row) for row in rows)))
+
+
+async def revoke(ask: Ask[None, None]) -> Answer:
+    """End a key: here at once, in other processes within half a minute."""
+    async with ask.transaction() as connection:
+        await keys.revoke(connection, ask.names["key_id"])
+    ask.live.tokens.forget(ask.names["key_id"])
+    return Answer(status=204)
+
+
+async def me(ask: Ask[None, None]) -> Answer:
+    """Show whose key this is."""
+    caller = ask.principal
+    held = tuple(sorted(caller.scopes))
+    return Answer(body=Me(tenant=caller.tenant, user_id=caller.user, key_id=caller.key_id, scopes=held))
+
+
+def _seen(row: KeyRow) -> Key:
+    return Key(**msgspec.structs.asdict(row))
+
+
+ROUTES = (
+    Route(
+        method="POST",
+        path="/v1/keys",
+        handler=make,
+        summary="Make an API key",
+        detail="The answer holds the secret, once. No Idempotency-Key is taken, so that the secret is stored nowhere.",
+        tag="keys",
+        scope="admin:keys",
+        body=CreateKey,
+        answers={201: (NewKey, "The key, with its secret")},
+        example={"name": "ci", "scopes": ["runs:read", "runs:write"], "expires_in_s": 2592000},
+    ),
+    Route(
+        method="GET",
+        path="/v1/keys",
+        handler=page,
+        summary="List API keys",
+        tag="keys",
+        scope="admin:keys",
+        answers={200: (KeysPage, "Keys, never their secrets")},
+    ),
+    Route(
+        method="DELETE",
+        path="/v1/keys/{key_id}",
+        handler=revoke,
+        summary="Revoke an API key",
+        tag="keys",
+        scope="admin:keys",
+        answers={204: (None, "It is refused from now on, by other processes within 30 s")},
+        refusals=("request.not_found",),
+    ),
+    Route(
+        method="GET",
+        path="/v1/me",
+        handler=me,
+        summary="See whose key this is",
+        tag="keys",
+        answers={200: (Me, "Tenant, user and scopes")},
+    ),
+)

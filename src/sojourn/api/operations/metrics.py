@@ -1,0 +1,79 @@
+"""/metrics in Prometheus' text format, written by hand: it is forty lines, where the client library keeps global state.
+
+The rule: labels are route templates, statuses and states, never what a caller wrote. Source: Prometheus' exposition
+format 0.0.4.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
+
+from sojourn.api.http.meter import BUCKETS_S, Meter
+from sojourn.api.route import Answer, Ask, Route
+from sojourn.errors import StoreUnavailable
+from sojourn.store import health
+from sojourn.store.rows import Counts
+
+TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+async def metrics(ask: Ask[None, None]) -> Answer:
+    """Say what this process did, and how all runs stand; while the database is away only the former."""
+    lines = list(_process(ask.live.meter, ask.live.hub.count))
+    try:
+        counts = await health.counts(ask.parts.database)
+    except StoreUnavailable:
+        lines += _metric("sojourn_database_up", "gauge", "Whether the database answers.", {"": 0})
+    else:
+        now = ask.parts.now()
+        oldest_s = max(0.0, (now - counts.oldest_due_at).total_seconds()) if counts.oldest_due_at else 0.0
+        lines += _server(counts, oldest_s)
+    return Answer(body="\n".join([*lines, ""]).encode(), headers={"Content-Type": TYPE})
+
+
+def _process(meter: Meter, streams: int) -> Iterator[str]:
+    requests = {
+        f'method="{method}",route="{route}",status="{status}"': count
+        for (method, route, status), count in sorted(meter.requests.items())
+    }
+    yield from _metric("sojourn_http_requests_total", "counter", "Answered requests.", requests)
+    name = "sojourn_http_request_seconds"
+    yield f"# HELP {name} How long answers took, event streams left out."
+    yield f"# TYPE {name} histogram"
+    total = sum(meter.buckets)
+    for bound, count in zip((*BUCKETS_S, "+Inf"), accumulate(meter.buckets), strict=True):
+        yield f'{name}_bucket{{le="{bound}"}} {count}'
+    yield f"{name}_sum {meter.seconds:.6f}"
+    yield f"{name}_count {total}"
+    yield from _metric("sojourn_streams_open", "gauge", "Open event streams of this process.", {"": streams})
+
+
+def _server(counts: Counts, oldest_s: float) -> Iterator[str]:
+    by_status = {f'status="{status}"': count for status, count in sorted(counts.runs.items())}
+    queued, running = counts.runs.get("queued", 0), counts.runs.get("running", 0)
+    yield from _metric("sojourn_database_up", "gauge", "Whether the database answers.", {"": 1})
+    yield from _metric("sojourn_runs", "gauge", "Unfinished runs by status, over all tenants.", by_status)
+    yield from _metric("sojourn_queue_depth", "gauge", "Runs that wait for a worker.", {"": queued})
+    yield from _metric("sojourn_queue_oldest_seconds", "gauge", "How long the oldest one waits.", {"": oldest_s})
+    yield from _metric("sojourn_leases", "gauge", "Runs that a worker holds.", {"": running})
+    yield from _metric("sojourn_workers", "gauge", "Workers alive.", {"": counts.workers})
+
+
+def _metric(name: str, kind: str, help_: str, values: Mapping[str, float]) -> Iterator[str]:
+    yield f"# HELP {name} {help_}"
+    yield f"# TYPE {name} {kind}"
+    for labels, value in values.items():
+        yield f"{name}{{{labels}}} {value}" if labels else f"{name} {value}"
+
+
+ROUTES = (
+    Route(
+        method="GET",
+        path="/metrics",
+        handler=metrics,
+        summary="Metrics for Prometheus",
+        tag="operations",
+        scope="admin:metrics",
+        answers={200: (None, "Metrics in text format")},
+        media=("text/plain",),
+    ),
+)

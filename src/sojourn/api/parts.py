@@ -1,0 +1,33 @@
+"""What the API is built from. `wiring` makes one for a process; handlers reach it through what they are asked with."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from sojourn.loop.agent import Tool
+from sojourn.models.model import Models
+from sojourn.sandboxes.sandbox import Provider
+from sojourn.settings import Settings
+from sojourn.store.db import Database
+from sojourn.store.doorbell import Doorbell
+
+RUN_BELL, DELTA_BELL, WORK_BELL, INBOX_BELL = "sojourn_run", "sojourn_delta", "sojourn_work", "sojourn_inbox"
+"""The doorbells: new events of a run, new deltas of it, a run that may be claimed, mail for one that is held."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Api:
+    """The adapters and settings of one API process."""
+
+    database: Database
+    doorbell: Doorbell
+    """It hears RUN_BELL and DELTA_BELL at least."""
+    settings: Settings
+    tools: Mapping[str, Tool]
+    """The server tools that an agent may name."""
+    models: Models
+    sandboxes: Provider | None
+    """None where sessions' files cannot be reached from this process."""
+    now: Callable[[], datetime]
+    new_id: Callable[[str], str]
+    """A fresh, time-ordered id with a prefix: `new_id("run")` is `run_` and 26 characters."""

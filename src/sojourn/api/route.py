@@ -1,0 +1,111 @@
+"""What one route is, and what its handler gets and gives. Every noun's module lists its own; `app` serves them.
+
+The rule: what stands in a Route is what the guard enforces and what the reference tells, so the two cannot differ.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from sojourn.api.events.hub import Hub
+from sojourn.api.http.meter import Meter
+from sojourn.api.parts import Api
+from sojourn.errors import SojournError
+from sojourn.identity.tokens import Tokens
+from sojourn.store.db import Connection
+from sojourn.store.rows import Principal
+
+B = TypeVar("B")
+Q = TypeVar("Q")
+
+ID = "[0-9A-Za-z]{16,40}"
+NAMES: Mapping[str, str] = {
+    "run_id": f"run_{ID}",
+    "session_id": f"ses_{ID}",
+    "key_id": f"key_{ID}",
+    "approval_id": f"run_{ID}\\.[A-Za-z0-9_-]{{1,400}}",
+    "name": "[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
+    "version": "[1-9][0-9]{0,8}",
+    "path": ".{1,1024}",
+}
+"""What the parts of a path may look like; what looks otherwise cannot exist, and is not found."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Live:
+    """What lives as long as the application: verified tokens, event streams and counters."""
+
+    tokens: Tokens
+    hub: Hub
+    meter: Meter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask(Generic[B, Q]):
+    """One request, parsed and permitted."""
+
+    parts: Api
+    live: Live
+    http: web.Request
+    route: "Route"
+    request_id: str
+    token: str
+    principal: Principal
+    names: Mapping[str, str]
+    body: B
+    query: Q
+    raw: bytes = b""
+    """The body as it came."""
+
+    def transaction(self) -> AbstractAsyncContextManager[Connection]:
+        """Lend a transaction that sees what the caller may see."""
+        return self.parts.database.scoped(self.principal.handle)
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a handler says."""
+
+    body: Any = None
+    """A Struct that becomes JSON; bytes go out as they are."""
+    status: int = 200
+    headers: Mapping[str, str] = {}
+    rings: tuple[tuple[str, str], ...] = ()
+    """The doorbells (channel, id) to ring once the transaction is committed."""
+
+
+Handler = Callable[[Ask[Any, Any]], Awaitable[Answer | web.StreamResponse]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """One method on one path."""
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    detail: str = ""
+    tag: str
+    scope: str | None = None
+    """What the caller's key must allow; None asks for a key only."""
+    public: bool = False
+    """Nobody is asked who they are."""
+    body: type | None = None
+    body_optional: bool = False
+    query: type | None = None
+    answers: Mapping[int, tuple[type | None, str]]
+    """By status: the Struct of the JSON body, None where there is none, and what it means."""
+    refusals: tuple[type[SojournError] | str, ...] = ()
+    """The refusals that are this route's own, by class or code; those of the guard come by themselves."""
+    creates: bool = False
+    """It takes an Idempotency-Key."""
+    media: tuple[str, ...] = field(default=("application/json",))
+    """What the successful answer may be."""
+    upload: bool = False
+    """The body is raw bytes, which the handler reads itself."""
+    example: Any = None
+    """A body to show."""

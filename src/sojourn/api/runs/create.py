@@ -1,0 +1,133 @@
+"""A request into the first row of a run. Called by the routes that start one.
+
+The rule: everything that can be refused is refused here, before a row is written; what is accepted will be worked on.
+"""
+
+from functools import partial
+from typing import Any
+
+from sojourn.api.agents import specs
+from sojourn.api.agents.shapes import LimitsSpec, Spec
+from sojourn.api.parts import RUN_BELL, WORK_BELL
+from sojourn.api.route import Answer, Ask
+from sojourn.api.runs.shapes import Accepted, CreateRun, Input
+from sojourn.errors import Invalid, NotFound, TooLarge
+from sojourn.identity import scopes
+from sojourn.loop import continuation as cont
+from sojourn.loop.agent import Agent, ref
+from sojourn.loop.budget import Limits
+from sojourn.loop.events import Began
+from sojourn.loop.machine import begin
+from sojourn.loop.messages import Message, said
+from sojourn.store import runs
+from sojourn.store.db import Connection
+from sojourn.store.rows import NewRun
+from sojourn.store.tenant import catalog, sessions
+
+INLINE = "inline"
+"""The name of an agent that was written out in the request."""
+INPUT_SHOWN_CHARS = 500
+NOTHING = Spec()
+
+
+async def create(ask: Ask[Any, Any], connection: Connection, wanted: CreateRun) -> Answer:
+    """Write down a run, and its session where none is given. Raises Refused."""
+    parts = ask.parts
+    agent = await _agent(ask, connection, wanted)
+    specs.need_key(parts, agent.models)
+    run_id = parts.new_id("run")
+    message = heard(ask, run_id, wanted.input)
+    session_id = wanted.session
+    if session_id is None:
+        session_id = parts.new_id("ses")
+        await sessions.create(connection, session_id)
+    event = Began(
+        at=parts.now(),
+        run_id=run_id,
+        tenant=ask.principal.tenant,
+        session_id=session_id,
+        principal=cont.Principal(ask.principal.user, ask.principal.key_id),
+        agent=ref(agent),
+        limits=_limits(ask, agent, wanted.limits),
+        history=await runs.history(connection, session_id) if wanted.session else (),
+        message=message,
+    )
+    new = NewRun(
+        event=event,
+        continuation=begin(event),
+        agent=agent,
+        agents=await _below(connection, agent),
+        priority=wanted.priority,
+        input=message.text[:INPUT_SHOWN_CHARS],
+        labels=wanted.labels,
+    )
+    await runs.create(connection, new, queued_max=parts.settings.queued_runs_max)
+    return Answer(
+        status=202,
+        body=Accepted(run_id=run_id, session_id=session_id, status="queued"),
+        headers={"Location": f"/v1/runs/{run_id}"},
+        rings=((WORK_BELL, run_id), (RUN_BELL, run_id)),
+    )
+
+
+def heard(ask: Ask[Any, Any], id_: str, given: Input) -> Message:
+    """A user's message. Raises Invalid and TooLarge."""
+    text = given if isinstance(given, str) else "\n\n".join(part.text for part in given)
+    limit = ask.parts.settings.message_max_bytes
+    if not text.strip():
+        raise Invalid("The input is empty; say what is to be done.", pointer="/input")
+    if len(text) > limit or len(text.encode()) > limit:
+        raise TooLarge(
+            f"The input is longer than {limit} bytes. Write it into a file of the session and name the file.",
+            pointer="/input",
+        )
+    return said(id_, text)
+
+
+# ---- who runs --------------------------------------------------------------------------------
+
+
+async def _agent(ask: Ask[Any, Any], connection: Connection, wanted: CreateRun) -> Agent:
+    """The version that is asked for: by name, or written out. Raises Invalid."""
+    if wanted.agent is not None:
+        for field in ("model", "models", "system", "tools", "policy", "params"):
+            if getattr(wanted, field) != getattr(NOTHING, field):
+                raise Invalid("An agent is given; what it is stands there, and not beside it.", pointer=f"/{field}")
+    if isinstance(wanted.agent, str):
+        return await by_name(connection, wanted.agent, wanted.version, "/agent")
+    if wanted.version is not None:
+        raise Invalid("A version goes with the name of an agent.", pointer="/version")
+    return await specs.agent(
+        ask.parts, wanted.agent or wanted, name=INLINE, version=0, sub_agent=partial(_live, connection)
+    )
+
+
+async def by_name(connection: Connection, name: str, version: int | None, pointer: str) -> Agent:
+    """A version in the catalog, the live one where none is given. Raises Invalid."""
+    try:
+        return await catalog.resolve(connection, name, version)
+    except NotFound:
+        which = f"agent named {name!r}" if version is None else f"version {version} of an agent named {name!r}"
+        raise Invalid(
+            f"There is no {which}; GET /v1/agents lists yours.", code="agent.unknown", pointer=pointer
+        ) from None
+
+
+async def _live(connection: Connection, name: str, pointer: str) -> Agent:
+    return await by_name(connection, name, None, pointer)
+
+
+async def _below(connection: Connection, agent: Agent) -> tuple[Agent, ...]:
+    """All agents that this one may start, however deep."""
+    digests = [tool.agent for tool in agent.tools if tool.agent is not None]
+    return tuple((await catalog.closure(connection, digests)).values()) if digests else ()
+
+
+def _limits(ask: Ask[Any, Any], agent: Agent, wanted: LimitsSpec) -> Limits:
+    """The run's limits: the agent's, made tighter; to widen them takes a scope of its own. Raises Forbidden."""
+    made = specs.limits(agent.limits, wanted)
+    for field in ("steps", "tool_calls", "input_tokens", "output_tokens", "usd_micros", "active_s", "depth"):
+        bound, asked = getattr(agent.limits, field), getattr(made, field)
+        if bound is not None and asked > bound:
+            scopes.require(ask.principal.scopes, "budgets:raise")
+    return made

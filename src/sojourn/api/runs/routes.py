@@ -1,0 +1,265 @@
+"""The handlers of /v1/runs but for its events."""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from sojourn.api.agents.specs import limits_seen
+from sojourn.api.http.once import once
+from sojourn.api.http.pages import Page
+from sojourn.api.parts import INBOX_BELL, WORK_BELL
+from sojourn.api.route import Answer, Ask, Route
+from sojourn.api.runs import shapes, trace, wait
+from sojourn.api.runs.create import create, heard
+from sojourn.loop.continuation import Wait
+from sojourn.loop.events import Cancelled, Said
+from sojourn.loop.messages import Message
+from sojourn.store import runs
+from sojourn.store.db import Connection
+from sojourn.store.rows import RunFilter, RunRow
+
+WaitS = Annotated[
+    float, Meta(ge=0, le=300, description="Hold the answer up to so many seconds, until the run has ended or waits.")
+]
+
+
+class StartQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    wait: WaitS = 0
+
+
+class ListQuery(Page, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    status: shapes.Status | None = None
+    agent: Annotated[str, Meta(max_length=64)] | None = None
+    session: shapes.Id | None = None
+    user: Annotated[str, Meta(max_length=200)] | None = None
+
+
+class Transcript(msgspec.Struct, frozen=True, kw_only=True):
+    """What was said in a run's root frame, in the order in which the model reads it."""
+
+    data: tuple[Message, ...]
+
+
+async def start(ask: Ask[shapes.CreateRun, StartQuery]) -> Answer:
+    """Accept a run, and hold the answer where the caller wants to wait."""
+
+    async def work(connection: Connection) -> Answer:
+        return await create(ask, connection, ask.body)
+
+    answer = await once(ask, work)
+    if not ask.query.wait:
+        return answer
+    run_id = accepted(answer).run_id
+    run = await wait.ended(ask, run_id, ask.query.wait)
+    return Answer(body=seen(run), headers=answer.headers) if run else answer
+
+
+def accepted(answer: Answer) -> shapes.Accepted:
+    """What a new or a remembered answer says of the run."""
+    body = answer.body
+    return body if isinstance(body, shapes.Accepted) else msgspec.json.decode(body, type=shapes.Accepted)
+
+
+async def get(ask: Ask[None, None]) -> Answer:
+    """Show one run."""
+    async with ask.transaction() as connection:
+        run = await runs.get(connection, ask.names["run_id"])
+    etag = f'"{run.seq}"'
+    if ask.http.headers.get("If-None-Match") == etag:
+        return Answer(status=304, headers={"ETag": etag})
+    return Answer(body=seen(run), headers={"ETag": etag})
+
+
+async def page(ask: Ask[None, ListQuery]) -> Answer:
+    """List runs."""
+    asked = ask.query
+    where = RunFilter(status=asked.status, agent=asked.agent, session_id=asked.session, user_id=asked.user)
+    async with ask.transaction() as connection:
+        found = await runs.page(connection, where, after=asked.after, limit=asked.limit)
+    rows = tuple(seen(run) for run in found.rows)
+    return Answer(body=shapes.RunsPage(data=rows, has_more=found.next is not None, next=found.next))
+
+
+async def cancel(ask: Ask[shapes.Reason, None]) -> Answer:
+    """Ask for a run's end; it stops what is in flight, and ends within moments."""
+    run_id = ask.names["run_id"]
+
+    async def work(connection: Connection) -> Answer:
+        event = Cancelled(at=ask.parts.now(), by=ask.principal.user, reason=ask.body.reason)
+        await runs.post(connection, run_id, event)
+        return Answer(status=202, body=seen(await runs.get(connection, run_id)), rings=mailed(run_id))
+
+    return await once(ask, work)
+
+
+async def say(ask: Ask[shapes.Say, None]) -> Answer:
+    """Put a message into a run's inbox."""
+    run_id = ask.names["run_id"]
+
+    async def work(connection: Connection) -> Answer:
+        message = heard(ask, ask.parts.new_id("msg"), ask.body.input)
+        await runs.post(connection, run_id, Said(at=ask.parts.now(), message=message))
+        return Answer(status=202, body=shapes.Heard(accepted=True), rings=mailed(run_id))
+
+    return await once(ask, work)
+
+
+async def transcript(ask: Ask[None, None]) -> Answer:
+    """Show what was said."""
+    async with ask.transaction() as connection:
+        run = await runs.transcript(connection, ask.names["run_id"])
+    return Answer(body=Transcript(data=run.root.messages))
+
+
+async def traced(ask: Ask[None, None]) -> Answer:
+    """Show where the time and the money went."""
+    run_id = ask.names["run_id"]
+    rows: list[trace.Row] = []
+    async with ask.transaction() as connection:
+        run = await runs.get(connection, run_id)
+        while page := await runs.events(connection, run_id, after=rows[-1][0] if rows else 0, limit=1000):
+            rows += page
+    return Answer(body=trace.trace(run, rows))
+
+
+def mailed(run_id: str) -> tuple[tuple[str, str], ...]:
+    """The doorbells to ring for a run that got mail."""
+    return ((WORK_BELL, run_id), (INBOX_BELL, run_id))
+
+
+def seen(run: RunRow) -> shapes.Run:
+    """Show a run to a caller."""
+    agent = shapes.RunAgent(name=run.agent.name, version=run.agent.version, digest=run.agent.digest)
+    return shapes.Run(
+        id=run.id,
+        status=run.status,
+        session_id=run.session_id,
+        user_id=run.user_id,
+        agent=agent,
+        input=run.input,
+        output=run.result,
+        error=shapes.Trouble(code=run.error.code, detail=run.error.detail) if run.error else None,
+        waits=tuple(waiting(run.id, one) for one in run.waits),
+        steps=run.steps,
+        usage=shapes.usage(run.usage),
+        cost=shapes.cost(run.usd_micros),
+        limits=limits_seen(run.limits),
+        labels=run.labels,
+        created_at=run.created_at,
+        started_at=run.started_at,
+        finished_at=run.finished_at,
+        rev=run.seq,
+    )
+
+
+def waiting(run_id: str, one: Wait) -> shapes.OpenWait:
+    """Show an open question to a caller."""
+    return shapes.OpenWait(
+        id=one.id,
+        approval=shapes.approval_id(run_id, one.id),
+        kind=one.kind,
+        title=one.title,
+        path=one.frame,
+        call=one.call,
+        allowed=one.allowed,
+        created_at=one.created_at,
+        expires_at=one.expires_at,
+    )
+
+
+STARTS = (
+    "agent.unknown", "agent.archived", "model.unknown", "model.no_key", "tool.unknown", "tool.schema", "session.busy",
+    "session.closed", "limit.queue",
+)  # fmt: skip
+"""The refusals of whatever starts a run."""
+
+ROUTES = (
+    Route(
+        method="POST",
+        path="/v1/runs",
+        handler=start,
+        summary="Start a run",
+        detail="The answer comes as soon as the run is written down; follow it by its events, or hold the answer with "
+        "`wait`: then it is 200 and the run once that has ended or waits for somebody.",
+        tag="runs",
+        scope="runs:write",
+        body=shapes.CreateRun,
+        query=StartQuery,
+        answers={
+            202: (shapes.Accepted, "Accepted; Location names the run"),
+            200: (shapes.Run, "The run, ended in time"),
+        },
+        refusals=STARTS,
+        creates=True,
+        example={"input": "Which year was the warmest?", "model": "openai:gpt-5-mini", "tools": ["shell"]},
+    ),
+    Route(
+        method="GET",
+        path="/v1/runs",
+        handler=page,
+        summary="List runs, newest first",
+        tag="runs",
+        scope="runs:read",
+        query=ListQuery,
+        answers={200: (shapes.RunsPage, "Runs")},
+    ),
+    Route(
+        method="GET",
+        path="/v1/runs/{run_id}",
+        handler=get,
+        summary="Get a run",
+        detail="The ETag is the run's rev; with If-None-Match an unchanged run answers 304.",
+        tag="runs",
+        scope="runs:read",
+        answers={200: (shapes.Run, "The run"), 304: (None, "It has not changed")},
+        refusals=("request.not_found",),
+    ),
+    Route(
+        method="POST",
+        path="/v1/runs/{run_id}/cancel",
+        handler=cancel,
+        summary="Cancel a run",
+        tag="runs",
+        scope="runs:write",
+        body=shapes.Reason,
+        body_optional=True,
+        answers={202: (shapes.Run, "The run as it is; it ends within moments")},
+        refusals=("request.not_found", "run.ended"),
+        creates=True,
+        example={"reason": "no longer needed"},
+    ),
+    Route(
+        method="POST",
+        path="/v1/runs/{run_id}/messages",
+        handler=say,
+        summary="Say something to a run that goes on",
+        tag="runs",
+        scope="runs:write",
+        body=shapes.Say,
+        answers={202: (shapes.Heard, "It is heard before the next model call")},
+        refusals=("request.not_found", "run.ended"),
+        creates=True,
+        example={"input": "Leave out the years before 1900."},
+    ),
+    Route(
+        method="GET",
+        path="/v1/runs/{run_id}/messages",
+        handler=transcript,
+        summary="Read a run's transcript",
+        tag="runs",
+        scope="runs:read",
+        answers={200: (Transcript, "The messages")},
+        refusals=("request.not_found",),
+    ),
+    Route(
+        method="GET",
+        path="/v1/runs/{run_id}/trace",
+        handler=traced,
+        summary="See where a run's time, tokens and money went",
+        tag="runs",
+        scope="runs:read",
+        answers={200: (trace.Trace, "The spans, read off the journal")},
+        refusals=("request.not_found",),
+    ),
+)

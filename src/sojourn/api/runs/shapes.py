@@ -1,0 +1,178 @@
+"""What callers send to and get from /v1/runs. `create` and `routes` use them, and the reference is made from them."""
+
+import base64
+from datetime import datetime
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from sojourn.api.agents.shapes import LimitsSeen, Spec, dollars
+from sojourn.loop.messages import Usage as Tokens
+from sojourn.store.rows import PRIORITY_MAX, Status
+
+Id = Annotated[str, Meta(max_length=64)]
+Label = Annotated[str, Meta(max_length=256)]
+
+
+class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="text"):
+    """Words."""
+
+    text: str
+
+
+Input = str | list[TextPart]
+"""What a user says. Anything larger than a message belongs into the session's files."""
+
+
+class CreateRun(Spec, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A goal, and who pursues it: an agent by name, one written out, or model, system and tools right here."""
+
+    input: Input
+    agent: Annotated[str, Meta(max_length=64)] | Spec | None = None
+    """The name of an agent, whose live version runs; or a version written out."""
+    version: Annotated[int, Meta(ge=1)] | None = None
+    """A version of the named agent, in place of the live one."""
+    session: Id | None = None
+    """The session to go on with; none makes a new one."""
+    labels: Annotated[dict[Label, Label], Meta(max_length=16)] = {}
+    priority: Annotated[int, Meta(ge=0, le=PRIORITY_MAX)] = 0
+    """Higher ones are claimed first."""
+
+
+class Accepted(msgspec.Struct, frozen=True, kw_only=True):
+    """The run is written down and will be worked on, whatever crashes."""
+
+    run_id: str
+    session_id: str
+    status: str
+
+
+class Reason(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Why."""
+
+    reason: Annotated[str, Meta(max_length=1000)] = ""
+
+
+class Say(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A message to a run that goes on; it is heard before the next model call."""
+
+    input: Input
+
+
+class Heard(msgspec.Struct, frozen=True, kw_only=True):
+    """The message is in the run's inbox."""
+
+    accepted: bool
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens. What was read from and written to the provider's cache is not in `input_tokens`."""
+
+    input_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    """The part of the output that was thought."""
+
+
+class Cost(msgspec.Struct, frozen=True, kw_only=True):
+    """Money."""
+
+    usd: str | None
+    """US dollars as a decimal, null where a price is not known."""
+
+
+class Trouble(msgspec.Struct, frozen=True, kw_only=True):
+    """Why something came to nothing."""
+
+    code: str
+    detail: str
+
+
+class RunAgent(msgspec.Struct, frozen=True, kw_only=True):
+    """The version that runs."""
+
+    name: str
+    version: int
+    """0 where it was written out in the request."""
+    digest: str
+
+
+class OpenWait(msgspec.Struct, frozen=True, kw_only=True):
+    """A question that the run waits for."""
+
+    id: str
+    approval: str
+    """Where to answer: POST /v1/approvals/{approval}."""
+    kind: str
+    title: str
+    path: str
+    """The frame that asks, "/" for the root."""
+    call: str | None
+    allowed: tuple[str, ...]
+    created_at: datetime
+    expires_at: datetime | None = None
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """One execution, from input to result."""
+
+    id: str
+    object: Literal["run"] = "run"
+    status: Status
+    session_id: str
+    user_id: str
+    agent: RunAgent
+    input: str
+    """The first 500 characters."""
+    output: str | None
+    error: Trouble | None
+    waits: tuple[OpenWait, ...]
+    steps: int
+    usage: Usage
+    cost: Cost
+    limits: LimitsSeen
+    labels: dict[str, str]
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    rev: int
+    """Counts the run's events; it is the ETag too."""
+
+
+class RunsPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Runs, the newest first."""
+
+    data: tuple[Run, ...]
+    has_more: bool
+    next: str | None
+    """Give this as `after` for the next page."""
+
+
+def usage(tokens: Tokens) -> Usage:
+    """Say tokens with their unit."""
+    return Usage(
+        input_tokens=tokens.input,
+        cache_read_tokens=tokens.cache_read,
+        cache_write_tokens=tokens.cache_write,
+        output_tokens=tokens.output,
+        reasoning_tokens=tokens.reasoning,
+    )
+
+
+def cost(usd_micros: int | None) -> Cost:
+    """Say micro-USD as a decimal."""
+    return Cost(usd=dollars(usd_micros))
+
+
+def approval_id(run_id: str, wait: str) -> str:
+    """Name a wait to the outside."""
+    return f"{run_id}.{base64.urlsafe_b64encode(wait.encode()).decode().rstrip('=')}"
+
+
+def wait_of(approval: str) -> tuple[str, str]:
+    """The reverse of `approval_id`: run and wait. Raises ValueError."""
+    run_id, _, coded = approval.partition(".")
+    return run_id, base64.urlsafe_b64decode(coded + "=" * (-len(coded) % 4)).decode()

@@ -1,0 +1,158 @@
+"""`sojourn run`: give a goal to an agent and watch it work.
+
+The rule: the answer alone goes to standard output where that is no terminal, so that `answer=$(sojourn run ...)` works;
+what is said on the way goes to standard error then. The run belongs to the server: leaving never stops it.
+"""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from sojourn.cli.client import Client, segment
+from sojourn.cli.command import JSON, Command, Shell, flag
+from sojourn.cli.commands.sessions import upload
+from sojourn.cli.exits import FAILED, INTERRUPTED, OF_STATUS, OK, USAGE, Stop
+from sojourn.cli.stream import follow
+from sojourn.cli.terminal import size
+from sojourn.cli.view import View, show_summary
+
+Json = dict[str, Any]
+
+ABOUT = """
+The agent is one that you applied before (--agent), or is made up here from --model, --system and --tool.
+The run goes on in the server whatever becomes of this command: Ctrl-C only leaves it, and says how to
+follow or cancel it. In a terminal the text streams as it comes; where standard output is a pipe or a
+file, it gets the answer alone, and the lines on the way go to standard error.
+"""
+EXAMPLES = (
+    'sojourn run "What is 17 * 23?" --model openai:gpt-5-mini',
+    'sojourn run "Which month was the wettest?" --file rain.csv --model openai:gpt-5-mini --tool shell',
+    'sojourn run "Review this" --agent reviewer --file patch.diff --max-steps 20',
+    'sojourn run "And now in French" --agent writer --session ses_01J...',
+    'id=$(sojourn run "A long job" --agent worker --detach)',
+)
+
+
+def run(args: Namespace, shell: Shell) -> int:
+    """Start a run, and follow it unless told not to."""
+    body = request(args)
+    files = [_source(name) for name in args.file]
+    if len({path.name for path in files}) < len(files):
+        raise Stop("Two files have the same name, and both would stand under it in the workspace.", USAGE)
+    client = shell.client()
+    try:
+        if files:
+            session = args.session or client.post("/v1/sessions", {})["id"]
+            for path in files:
+                upload(client, session, path, path.name)
+            listed = ", ".join(f"{path.name} ({size(path.stat().st_size)})" for path in files)
+            body |= {"session": session, "input": f"{body['input']}\n\nFiles in the working directory: {listed}"}
+        made = client.post("/v1/runs", body)
+    except KeyboardInterrupt:
+        raise Stop("Interrupted; `sojourn runs` tells whether the run was accepted.", INTERRUPTED) from None
+    return _detached(made, args, shell) if args.detach else watch(client, made, args, shell)
+
+
+def request(args: Namespace) -> Json:
+    """Build the body of POST /v1/runs from the flags."""
+    inline = {"system": _text(args.system), "tools": [name for names in args.tool for name in names.split(",")]}
+    if args.model:
+        inline |= {"model": args.model[0]} if len(args.model) == 1 else {"models": args.model}
+    inline = {name: value for name, value in inline.items() if value}
+    if args.agent and inline:
+        raise Stop("Use either --agent, or --model with --system and --tool: an agent brings its own.", USAGE)
+    if not args.agent and not args.model:
+        raise Stop("Say who works: --agent NAME (see `sojourn agents list`) or --model PROVIDER:MODEL.", USAGE)
+    goal = sys.stdin.read() if args.goal == "-" else args.goal
+    if not goal.strip():
+        raise Stop("The goal is empty.", USAGE)
+    body: Json = {"agent": args.agent or inline, "input": goal}
+    if args.session:
+        body["session"] = args.session
+    if args.max_steps is not None:
+        body["limits"] = {"steps": args.max_steps}
+    return body
+
+
+def watch(client: Client, made: Json, args: Namespace, shell: Shell) -> int:
+    """Show the run until it ends or waits for somebody, and return the code for its status."""
+    run_id = made["run_id"]
+    screen = shell.out if shell.out.tty else shell.err
+    view = View(screen)
+    if not args.json:
+        screen.line(f"{run_id} in session {made['session_id']}", "dim")
+    try:
+        for item in follow(client, run_id, fresh=True, notice=lambda words: shell.err.line(words, "yellow")):
+            if not args.json:
+                view.show(item)
+            if item["type"] == "run.suspended" and _fetch(client, run_id)["status"] == "suspended":
+                break
+        ended = _fetch(client, run_id)
+    except KeyboardInterrupt:
+        shell.err.line(
+            f"The run goes on. Follow it: sojourn logs -f {run_id}   Cancel it: sojourn cancel {run_id}", "bold"
+        )
+        return INTERRUPTED
+    if args.json:
+        shell.print_json(ended)
+    else:
+        for wait in ended.get("waits") or ():
+            screen.line(f"? {wait['title']}: sojourn approve {wait['approval']}, or reject", "yellow")
+        show_summary(screen, ended)
+        if screen is not shell.out and ended.get("output"):
+            shell.out.line(ended["output"])
+    return OF_STATUS.get(ended["status"], FAILED)
+
+
+def _detached(made: Json, args: Namespace, shell: Shell) -> int:
+    if args.json:
+        shell.print_json(made)
+    else:
+        shell.out.line(made["run_id"])
+        shell.err.line(f"Follow it: sojourn logs -f {made['run_id']}", "dim")
+    return OK
+
+
+def _fetch(client: Client, run_id: str) -> Json:
+    found: Json = client.get(f"/v1/runs/{segment(run_id)}")
+    return found
+
+
+def _text(given: str) -> str:
+    """A text given as it is, or as @FILE."""
+    if not given.startswith("@"):
+        return given
+    try:
+        return Path(given[1:]).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Stop(f"{given[1:]} cannot be read: {error}.", USAGE) from None
+
+
+def _source(name: str) -> Path:
+    path = Path(name)
+    if not path.is_file():
+        raise Stop(f"{name} is not a file that can be read.", USAGE)
+    return path
+
+
+COMMANDS = {
+    "run": Command(
+        "Start a run and watch it",
+        run,
+        flags=(
+            flag("goal", metavar="GOAL", help='what to do; "-" reads it from standard input'),
+            flag("--agent", metavar="NAME", help="the agent that does it"),
+            flag("--model", metavar="MODEL", action="append", default=[], help="provider:model; again for a fall-back"),
+            flag("--system", metavar="TEXT", default="", help="the system prompt, or @FILE that holds it"),
+            flag("--tool", metavar="TOOL", action="append", default=[], help="a tool that it may use; again for more"),
+            flag("--file", metavar="FILE", action="append", default=[], help="put a file into its working directory"),
+            flag("--session", metavar="SESSION", help="go on in this session, with its conversation and files"),
+            flag("--max-steps", metavar="N", type=int, help="stop after so many model replies"),
+            flag("--detach", action="store_true", help="print the run's id and leave"),
+            JSON,
+        ),
+        about=ABOUT,
+        examples=EXAMPLES,
+    )
+}

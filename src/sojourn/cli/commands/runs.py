@@ -1,0 +1,166 @@
+"""`sojourn runs`, `get`, `logs`, `say` and `cancel`: the runs that are there.
+
+The rule: looking at a run never changes it; Ctrl-C in `logs -f` only stops looking.
+"""
+
+from argparse import Namespace
+from typing import Any
+
+from sojourn.cli.client import Refusal, segment
+from sojourn.cli.command import JSON, Command, Shell, flag
+from sojourn.cli.exits import INTERRUPTED, OF_STATUS, OK
+from sojourn.cli.stream import follow
+from sojourn.cli.terminal import ago, money, one_line, status_style
+from sojourn.cli.view import View, show_summary
+
+RUN = flag("run", metavar="RUN", help="the run's id")
+LOGS = """
+With --json each durable event is one line of JSON. Following survives a restart of the server; Ctrl-C
+only detaches. When --follow has seen the end of the run, the exit code tells its status.
+"""
+STATUSES = ("queued", "running", "suspended", "completed", "failed", "cancelled")
+
+
+def list_runs(args: Namespace, shell: Shell) -> int:
+    """Show the newest runs."""
+    wanted = {"status": args.status, "agent": args.agent, "session": args.session}
+    found = list(shell.client().pages("/v1/runs", limit=args.limit, **wanted))
+    if args.json:
+        shell.print_json({"data": found})
+        return OK
+    shell.out.table(("RUN", "STATUS", "AGENT", "STEPS", "COST", "CREATED", "GOAL"), [_row(run) for run in found])
+    return OK
+
+
+def _row(run: dict[str, Any]) -> tuple[str, ...]:
+    cost = money(run["cost"]) if (run.get("cost") or {}).get("usd") is not None else "-"
+    agent, steps, goal = (
+        (run.get("agent") or {}).get("name") or "-",
+        str(run.get("steps") or 0),
+        run.get("input") or "",
+    )
+    return run["id"], run["status"], agent, steps, cost, ago(run.get("created_at")), goal
+
+
+def get(args: Namespace, shell: Shell) -> int:
+    """Show one run."""
+    run = shell.client().get(f"/v1/runs/{segment(args.run)}")
+    if args.json:
+        shell.print_json(run)
+        return OK
+    out, agent = shell.out, run.get("agent") or {}
+    out.write(f"{run['id']}  ")
+    out.line_end(run["status"], status_style(run["status"]))
+    version = f" version {agent['version']}" if agent.get("version") else ""
+    facts = {
+        "session": run.get("session_id"),
+        "agent": f"{agent.get('name') or '-'}{version}",
+        "created": f"{run.get('created_at')} ({ago(run.get('created_at'))})",
+        "goal": one_line(run.get("input") or "", 400),
+        "error": "{detail} ({code})".format_map(run["error"]) if run.get("error") else "",
+        "waits": "; ".join(f"{wait['title']} ({wait['approval']})" for wait in run.get("waits") or ()),
+    }
+    for name, value in facts.items():
+        if value:
+            out.line(f"  {name:<8} {value}")
+    if run.get("output"):
+        out.line()
+        out.line(run["output"])
+        out.line()
+    show_summary(out, run)
+    return OK
+
+
+def logs(args: Namespace, shell: Shell) -> int:
+    """Show what happened in a run, and with --follow what happens. Returns the code of the run's end when it saw it."""
+    client, view = shell.client(), View(shell.out)
+    path = f"/v1/runs/{segment(args.run)}"
+    if not args.follow:
+        for event in client.pages(f"{path}/events", after=args.after or None):
+            shell.print_json(event) if args.json else view.show(event)
+        return OK
+    try:
+        for item in follow(client, args.run, after=args.after, notice=lambda words: shell.err.line(words, "yellow")):
+            if not args.json:
+                view.show(item)
+            elif "seq" in item:
+                shell.print_json(item)
+    except KeyboardInterrupt:
+        shell.err.line(f"Detached. The run goes on: sojourn logs -f {args.run}", "dim")
+        return INTERRUPTED
+    run = client.get(path)
+    if not args.json:
+        show_summary(shell.out, run)
+    return OF_STATUS.get(run["status"], OK)
+
+
+def say(args: Namespace, shell: Shell) -> int:
+    """Send a message to a run that goes on; its agent reads it before its next reply."""
+    answer = shell.client().post(f"/v1/runs/{segment(args.run)}/messages", {"input": args.message})
+    shell.print_json(answer) if args.json else shell.out.line(f"{args.run} will read it before its next step")
+    return OK
+
+
+def cancel(args: Namespace, shell: Shell) -> int:
+    """Cancel runs. Returns the code of the first one that could not be."""
+    client, first = shell.client(), OK
+    body = {"reason": args.reason} if args.reason else {}
+    for run_id in args.runs:
+        try:
+            run = client.post(f"/v1/runs/{segment(run_id)}/cancel", body)
+        except Refusal as refusal:
+            shell.err.line(f"sojourn: {run_id}: {refusal}", "red")
+            first = first or refusal.code
+        else:
+            shell.print_json(run) if args.json else shell.out.line(f"{run_id} is being cancelled")
+    return first
+
+
+COMMANDS = {
+    "runs": Command(
+        "List the newest runs",
+        list_runs,
+        flags=(
+            flag("--status", choices=STATUSES, help="only those of this status"),
+            flag("--agent", metavar="NAME", help="only those of this agent"),
+            flag("--session", metavar="SESSION", help="only those of this session"),
+            flag("--limit", metavar="N", type=int, default=20, help="how many (20)"),
+            JSON,
+        ),
+        examples=("sojourn runs", "sojourn runs --status failed --agent reviewer --limit 5"),
+    ),
+    "get": Command(
+        "Show one run: status, answer, tokens and cost",
+        get,
+        flags=(RUN, JSON),
+        examples=("sojourn get run_01J...", "sojourn get run_01J... --json | jq .output"),
+    ),
+    "logs": Command(
+        "Show what happened in a run, and follow it",
+        logs,
+        flags=(
+            RUN,
+            flag("--follow", "-f", action="store_true", help="go on until the run has ended"),
+            flag("--after", metavar="SEQ", type=int, default=0, help="begin after the event with this number"),
+            JSON,
+        ),
+        about=LOGS,
+        examples=("sojourn logs run_01J...", "sojourn logs -f run_01J...", "sojourn logs run_01J... --after 40 --json"),
+    ),
+    "say": Command(
+        "Send a message to a run that goes on",
+        say,
+        flags=(RUN, flag("message", metavar="MESSAGE", help="what its agent should read"), JSON),
+        examples=('sojourn say run_01J... "Only the last three years, please"',),
+    ),
+    "cancel": Command(
+        "Cancel runs",
+        cancel,
+        flags=(
+            flag("runs", metavar="RUN", nargs="+", help="the runs' ids"),
+            flag("--reason", metavar="TEXT", help="why; it is kept with the run"),
+            JSON,
+        ),
+        examples=("sojourn cancel run_01J...", 'sojourn cancel run_01J... run_01K... --reason "wrong data"'),
+    ),
+}

@@ -1,0 +1,45 @@
+"""The permissions that a key may hold, and the one question about them. Called by the API's guard.
+
+The rule: a scope is granted by its own name, by `<area>:*` or by `*`, and by nothing else.
+"""
+
+from collections.abc import Collection, Mapping
+
+from sojourn.errors import Forbidden
+
+SCOPES: Mapping[str, str] = {
+    "runs:read": "See runs, their events, transcripts and traces.",
+    "runs:write": "Start, cancel and talk to runs.",
+    "sessions:read": "See sessions and read their files.",
+    "sessions:write": "Make and close sessions, write and delete their files.",
+    "agents:read": "See agents and their versions, the tools and the models.",
+    "agents:write": "Make agents and versions, and say which version is live.",
+    "approvals:read": "See what waits for a person.",
+    "approvals:decide": "Answer what waits for a person.",
+    "budgets:raise": "Raise the limits of a run that has used them up.",
+    "admin:keys": "See, make and revoke the tenant's API keys; a key is shown once, when it is made.",
+    "admin:metrics": "Read the server's metrics, which count all tenants.",
+}
+"""Every scope, and what it allows."""
+
+
+def allows(held: Collection[str], wanted: str) -> bool:
+    """Say whether the scopes held include the one wanted; a wanted `area:*` or `*` needs at least as much."""
+    area = wanted.partition(":")[0]
+    return wanted in held or f"{area}:*" in held or "*" in held
+
+
+def require(held: Collection[str], wanted: str) -> None:
+    """Raise Forbidden, naming the scope, where it is not held."""
+    if not allows(held, wanted):
+        raise Forbidden(f"This needs a key with the scope {wanted}; yours has {_listed(held)}.")
+
+
+def known(scope: str) -> bool:
+    """Say whether this is a scope, or a pattern over some."""
+    areas = {name.partition(":")[0] for name in SCOPES}
+    return scope in SCOPES or scope == "*" or (scope.endswith(":*") and scope[:-2] in areas)
+
+
+def _listed(held: Collection[str]) -> str:
+    return ", ".join(sorted(held)) or "none"

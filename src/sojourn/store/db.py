@@ -1,0 +1,251 @@
+"""Connections: a pool for each role, and the one edge where the driver's errors become ours. Called by all of `store`.
+
+The rule: a connection acts as one role from its first statement on, and what a transaction sets is gone with it.
+JSON and JSONB columns travel as bytes, both ways: callers encode and decode with msgspec.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from functools import partial
+from operator import itemgetter
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+import asyncpg  # type: ignore[import-untyped]
+import msgspec
+
+from sojourn.errors import Invalid, StoreUnavailable
+from sojourn.store.embedded import Cluster
+from sojourn.store.roles import API, ENGINE, OWNER, READY, Dsns, administrator_sql
+
+MAJOR_MIN = 16
+ROLES_LOCK = 0x504A_0001
+OUTAGE_STATES = ("08", "25006", "25P03", "28", "3D", "40", "53", "55P03", "57", "58", "XX")
+"""SQLSTATE beginnings. Source: PostgreSQL 18, appendix A: connection, read-only (a demoted server), idle too long,
+login, no such database, rollback by conflict, resources, lock time-out, operator, system, internal."""
+LOGIN_STATES = ("28", "3D")
+Connection: TypeAlias = asyncpg.Connection
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """How connections are made and bounded."""
+
+    connections_max: int = 10
+    """Of each role's pool."""
+    acquire_timeout_s: float = 10.0
+    connect_timeout_s: float = 10.0
+    statement_timeout_s: float = 30.0
+    pooler: bool = False
+    """A transaction pooler such as pgbouncer stands before `api` and `engine`: nothing is prepared, nothing set at connect;
+    their URLs log in as the role itself."""
+
+
+class Database:
+    """The connections of one process. Made by `connect`.
+
+    While one is lent, an OSError or a time-out counts as the database's: do nothing but SQL with it.
+    """
+
+    def __init__(self, dsns: Dsns, options: Options, heal: Callable[[], Awaitable[None]] | None) -> None:
+        self._dsns, self._options, self._heal = dsns, options, heal
+        self._api = self._pool(dsns.api, API)
+        self._engine = self._pool(dsns.engine, ENGINE, reset=_leave)
+
+    def api(self) -> AbstractAsyncContextManager[Connection]:
+        """Lend a connection of `sojourn_api`, which sees no tenant's rows without a scope."""
+        return self._lend(self._api)
+
+    def engine(self) -> AbstractAsyncContextManager[Connection]:
+        """Lend a connection of `sojourn_engine`, for workers."""
+        return self._lend(self._engine)
+
+    @asynccontextmanager
+    async def scoped(self, handle: str) -> AsyncIterator[Connection]:
+        """Lend a transaction that sees what a signed handle allows; it commits at the end."""
+        async with self.api() as connection, connection.transaction():
+            await connection.execute("select set_config('app.scope', $1, true)", handle)
+            yield connection
+
+    @asynccontextmanager
+    async def migrator(self) -> AsyncIterator[Connection]:
+        """Lend a new connection of `sojourn_owner`, which may take as long as it likes."""
+        with edge():
+            connection = await self._open(self._dsns.migrate, role=OWNER, statement_timeout_s=0)
+            try:
+                yield connection
+            finally:
+                await connection.close()
+
+    async def listener(self) -> Connection:
+        """Open a connection for LISTEN and NOTIFY, which the caller closes."""
+        with edge():
+            return await self._open(self._dsns.api, role=API, statement_timeout_s=self._options.statement_timeout_s)
+
+    async def open(self) -> None:
+        """Make the first connection, so that what is wrong shows now."""
+        await self._api
+        await self._engine
+        async with self.api() as connection:
+            await connection.execute("select 1")
+
+    async def close(self) -> None:
+        """Wait for the connections in use, then close all."""
+        await self._api.close()
+        await self._engine.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @asynccontextmanager
+    async def _lend(self, pool: asyncpg.Pool) -> AsyncIterator[Connection]:
+        """Lend a connection of a pool."""
+        with edge():
+            async with pool.acquire(timeout=self._options.acquire_timeout_s) as connection:
+                yield connection
+
+    def _pool(self, dsn: str, role: str, **arguments: Any) -> asyncpg.Pool:
+        """Make a pool that opens connections when they are needed."""
+        opener = partial(self._open, role=role, statement_timeout_s=self._options.statement_timeout_s)
+        size = self._options.connections_max
+        return asyncpg.create_pool(dsn, connect=opener, min_size=0, max_size=size, **arguments)
+
+    async def _open(self, dsn: str, *, role: str, statement_timeout_s: float, **pool_arguments: Any) -> Connection:
+        """Open a connection that acts as a role; a dead embedded server is started again first."""
+        pooled = self._options.pooler and role != OWNER
+        settings = {
+            "role": role,
+            "application_name": role.replace("_", "-"),
+            "statement_timeout": str(int(statement_timeout_s * 1000)),
+        }
+        arguments: dict[str, Any] = pool_arguments | {
+            "timeout": self._options.connect_timeout_s,
+            "command_timeout": statement_timeout_s + 5 if statement_timeout_s else None,
+            "server_settings": None if pooled else settings,
+            "statement_cache_size": 0 if pooled else 256,
+        }
+        try:
+            connection = await asyncpg.connect(dsn, **arguments)
+        except (OSError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError):
+            if self._heal is None:
+                raise
+            await self._heal()
+            connection = await asyncpg.connect(dsn, **arguments)
+        except (asyncpg.InsufficientPrivilegeError, asyncpg.InvalidParameterValueError) as error:
+            raise StoreUnavailable(
+                f"A database login may not act as {role}. Ask an administrator to grant it that role.",
+                code="store.roles",
+            ) from error
+        await _json_as_bytes(connection)
+        return connection
+
+
+async def connect(server: str | Dsns | Cluster, options: Options | None = None) -> Database:
+    """Open the database and see that it answers, is new enough and has our roles.
+
+    One URL stands for all three roles. Raises Invalid or StoreUnavailable with what to do.
+    """
+    options = options or Options()
+    if isinstance(server, Cluster):
+        database = Database(server.dsns, options, server.ensure)
+    else:
+        dsns = Dsns(server, server, server) if isinstance(server, str) else server
+        try:
+            with edge():
+                await _make_ready(dsns, options)
+        except ValueError as error:
+            raise Invalid(
+                "SOJOURN_DATABASE_URL must look like postgresql://user:password@host:5432/database."
+            ) from error
+        database = Database(dsns, options, None)
+    await database.open()
+    return database
+
+
+@contextmanager
+def edge() -> Iterator[None]:
+    """Turn the driver's ways to say "not now" into StoreUnavailable; other errors are answers or bugs, and pass."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise StoreUnavailable("The database did not answer in time, or all connections are busy.") from error
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+        if not _is_outage(error):
+            raise
+        raise StoreUnavailable(_reason(error)) from error
+
+
+def _is_outage(error: Exception) -> bool:
+    """Say whether an error comes from the connection or the server's state, and not from the statement."""
+    if isinstance(error, asyncpg.PostgresError):
+        return (error.sqlstate or "").startswith(OUTAGE_STATES)
+    if isinstance(error, asyncpg.InterfaceError):
+        return "clos" in str(error)  # "connection is closed", "pool is closing": the driver has no class for these
+    return True  # the driver's internal errors too: they come when a connection is lost between two messages
+
+
+def _reason(error: Exception) -> str:
+    """Name an outage and what to do, without the words of a statement."""
+    state = getattr(error, "sqlstate", None) or ""
+    name = f"{type(error).__name__} {state}".strip()
+    if state.startswith(LOGIN_STATES):
+        return f"The database refuses the login ({name}). Check user, password and database in SOJOURN_DATABASE_URL."
+    return f"The database does not answer ({name}). See that it runs and has room; what was accepted is not lost."
+
+
+async def _leave(_connection: Connection) -> None:
+    """Skip the reset of session settings between two users (130 us): only our workers run SQL there, and set none."""
+
+
+async def _json_as_bytes(connection: Connection) -> None:
+    """Pass JSON through as the bytes that it is on the wire; JSONB has a version byte in front."""
+    for name, head in (("json", b""), ("jsonb", b"\1")):
+        await connection.set_type_codec(
+            name, schema="pg_catalog", format="binary", encoder=head.__add__, decoder=itemgetter(slice(len(head), None))
+        )
+
+
+async def _make_ready(dsns: Dsns, options: Options) -> None:
+    """See that an operator's server is new enough and has our roles, and make them if the login may."""
+    roles = [OWNER] + [role for role, dsn in ((API, dsns.api), (ENGINE, dsns.engine)) if dsn == dsns.migrate]
+    connection = await asyncpg.connect(dsns.migrate, timeout=options.connect_timeout_s, statement_cache_size=0)
+    try:
+        version = connection.get_server_version()
+        if version.major < MAJOR_MIN:
+            raise StoreUnavailable(
+                f"The database is PostgreSQL {version.major}; Sojourn needs {MAJOR_MIN} or newer.", code="store.version"
+            )
+        login, database = await connection.fetchrow("select session_user, current_database()")
+        async with connection.transaction():
+            await connection.execute("select pg_advisory_xact_lock($1)", ROLES_LOCK)
+            if not await _is_ready(connection, roles):
+                await _make_roles(connection, administrator_sql(database, login))
+    finally:
+        await connection.close()
+
+
+async def _is_ready(connection: Connection, roles: list[str]) -> bool:
+    """Ask whether our roles exist, and whether this login may take them on."""
+    try:
+        async with connection.transaction():
+            return bool(await connection.fetchval(READY, roles))
+    except asyncpg.UndefinedObjectError:
+        return False
+
+
+async def _make_roles(connection: Connection, statements: list[str]) -> None:
+    """Make the roles, or raise StoreUnavailable with the statements for somebody who may."""
+    try:
+        async with connection.transaction():
+            for statement in statements:
+                await connection.execute(statement)
+    except asyncpg.InsufficientPrivilegeError as error:
+        script = "\n".join(f"    {statement};" for statement in statements)
+        raise StoreUnavailable(
+            f"The database login may not make Sojourn's roles. Ask an administrator to run this there:\n{script}",
+            code="store.roles",
+        ) from error

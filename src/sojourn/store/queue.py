@@ -1,0 +1,257 @@
+"""The queue: which worker drives which run. Called by the worker.
+
+    register   a worker is alive while its connection holds a lock that others can probe
+    claim      take runs that are due; each claim counts the run's fence up
+    open       load all that is needed to drive a run, in one round trip
+    mail       what callers posted to runs that are held
+    beat       renew the leases of a worker, and learn which runs are still its own
+    steal      put the runs of dead workers back into the queue
+    lent       borrow the scope of a held run, for its files
+
+The rules: a run is claimable exactly when `due_at` has come; nobody waits for a row that another claimer looks at; and
+a lease is as good as its worker: seen dead at once when its connection drops, and after `lease_s` when it is cut off.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from datetime import datetime
+
+import asyncpg  # type: ignore[import-untyped]
+import msgspec
+
+from sojourn.errors import LeaseLost, MissingPin, Unreadable
+from sojourn.loop import events as ev
+from sojourn.loop.agent import Agent
+from sojourn.loop.continuation import frames
+from sojourn.loop.messages import Message
+from sojourn.store.db import Connection, Database, edge
+from sojourn.store.rows import PRIORITY_MAX, Claimed, Opened
+from sojourn.store.runs.journal import places
+from sojourn.store.runs.snapshots import body, thaw, whole
+
+log = logging.getLogger("sojourn.store")
+
+LOCKS = 0x504A
+"""The space of the advisory locks that workers hold."""
+
+REGISTER = """
+insert into worker (id, lock_key, host, pid, version) values ($1, $2, $3, $4, $5)
+on conflict (id) do update
+    set lock_key = excluded.lock_key, host = excluded.host, pid = excluded.pid, version = excluded.version,
+        locked_at = now(), seen_at = now()
+"""
+
+# Tenants take their turns here once the claim is fair: the inner query becomes one of each tenant.
+CLAIM = f"""
+with due as (
+    select candidate.tenant, candidate.id
+    from generate_series({PRIORITY_MAX}, 0, -1) as level
+    cross join lateral (
+        select tenant, id from run
+        where priority = level and due_at <= now()
+        order by due_at limit $2
+        for no key update skip locked
+    ) as candidate
+    limit $2
+)
+update run r set
+    status = 'running', due_at = null, lease_worker = $1, fence = r.fence + 1, claims = r.claims + 1,
+    started_at = coalesce(r.started_at, now())
+from due where r.tenant = due.tenant and r.id = due.id
+returning r.tenant, r.id, r.fence, r.claims, r.snapshot, r.priority
+"""
+
+PUT_BACK = """
+update run set status = 'queued', lease_worker = null, due_at = now() + interval '1 minute'
+where tenant = $1 and id = $2 and fence = $3
+"""
+
+# One answer of four kinds of rows; an agent brings the sub-agents that its tools name.
+OPEN = """
+with recursive agent (digest, subs, spec) as (
+    select digest, subs, spec from agent_spec where tenant = $1 and digest = any($7::text[])
+    union
+    select s.digest, s.subs, s.spec from agent a join agent_spec s on s.tenant = $1 and s.digest = any(a.subs)
+    where s.digest <> all ($8::text[])
+)
+select 'body' as kind, frame_id as name, slot::bigint as number, body as data
+from message where tenant = $1 and run_id = $2 and frame_id = any($3::text[])
+union all
+select 'body', '/', m.slot, m.body
+from unnest($4::text[], $5::int[], $6::int[]) as segment (run_id, start, stop)
+join message m on m.tenant = $1 and m.run_id = segment.run_id and m.frame_id = '/'
+    and m.slot >= segment.start and m.slot < segment.stop
+union all
+select 'mail', '', id, event from inbox where tenant = $1 and run_id = $2
+union all
+select 'agent', digest, 0, convert_to(spec, 'UTF8') from agent
+"""
+
+MAIL = """
+select i.run_id, i.id, i.event
+from unnest($1::text[], $2::text[]) as held (tenant, run_id)
+join inbox i on i.tenant = held.tenant and i.run_id = held.run_id
+order by i.run_id, i.id
+"""
+
+BEAT = """
+with beaten as (update worker set seen_at = now() where id = $1)
+select id from run where lease_worker = $1
+"""
+
+# A restart of the server frees all locks: until a worker has taken its lock again, only its heartbeats count.
+STEAL = f"""
+with dead as materialized (
+    select id from worker
+    where seen_at < now() - make_interval(secs => $1)
+        or locked_at > pg_postmaster_start_time() and pg_try_advisory_xact_lock_shared({LOCKS}, lock_key)
+), stranded as (
+    select r.tenant, r.id from run r join dead on r.lease_worker = dead.id
+    for no key update of r skip locked
+)
+update run r set status = 'queued', lease_worker = null, due_at = now()
+from stranded s where r.tenant = s.tenant and r.id = s.id
+returning r.id
+"""
+
+FORGET = """
+delete from worker w
+where seen_at < now() - interval '10 minutes' and not exists (select from run where lease_worker = w.id)
+"""
+
+NEXT_DUE = f"""
+select min(due_at) from generate_series(0, {PRIORITY_MAX}) as level
+cross join lateral (
+    select due_at from run where priority = level and due_at is not null order by due_at limit 1
+) as first
+"""
+
+_agent = msgspec.json.Decoder(Agent)
+
+
+async def register(db: Database, worker_id: str, *, host: str, pid: int, version: str) -> Connection:
+    """Make a worker known, and give the connection that it lives as long as; the caller closes it.
+
+    Call it again with the same id when that connection is lost.
+    """
+    async with db.engine() as engine:
+        lock_key = await engine.fetchval("select nextval('worker_key')")
+        life = await db.listener()  # any session can hold the lock, and this one is ours alone
+        try:
+            with edge():
+                await life.execute("select pg_advisory_lock($1, $2)", LOCKS, lock_key)
+            await engine.execute(REGISTER, worker_id, lock_key, host, pid, version)
+        except BaseException:
+            life.terminate()
+            raise
+    return life
+
+
+async def claim(db: Database, worker_id: str, n: int = 1) -> list[Claimed]:
+    """Lease up to `n` runs that are due, the most urgent first. Raises LeaseLost where the worker is not registered."""
+    try:
+        async with db.engine() as engine:
+            found = await engine.fetch(CLAIM, worker_id, n)
+    except asyncpg.ForeignKeyViolationError:
+        raise LeaseLost("This worker was taken for dead; register it again.") from None
+    found.sort(key=lambda row: -row["priority"])
+    return [claimed for row in found if (claimed := await _claimed(db, row))]
+
+
+async def _claimed(db: Database, row: asyncpg.Record) -> Claimed | None:
+    """Read a claimed row; one that this release cannot read goes back untouched, for a newer worker."""
+    try:
+        snapshot = thaw(row["snapshot"])
+    except Unreadable as error:
+        log.exception("run.unreadable", extra={"run": row["id"], "code": error.code})
+        async with db.engine() as engine:
+            await engine.execute(PUT_BACK, row["tenant"], row["id"], row["fence"])
+        return None
+    return Claimed(run_id=row["id"], tenant=row["tenant"], fence=row["fence"], snapshot=snapshot, claims=row["claims"])
+
+
+async def open(db: Database, claimed: Claimed, *, known: Collection[str] = ()) -> Opened:
+    """Load a claimed run: its messages, its mail, and its agents but for those whose digest is `known`.
+
+    Whoever knows an agent must know those that its tools name, as they came together. Raises MissingPin.
+    """
+    wanted = {frame.agent.digest for frame in frames(claimed.snapshot.root)} - set(known)
+    arguments = [claimed.tenant, claimed.run_id, *places(claimed.snapshot), list(wanted), list(known)]
+    async with db.engine() as engine:
+        found = await engine.fetch(OPEN, *arguments)
+    bodies: dict[tuple[str, int], Message] = {}
+    inbox: list[tuple[int, ev.Event]] = []
+    agents: dict[str, Agent] = {}
+    for kind, name, number, data in found:
+        match kind:
+            case "body":
+                bodies[name, number] = body(data)
+            case "mail":
+                inbox.append((number, ev.decode(data)))
+            case "agent":
+                agents[name] = _agent.decode(data)
+    if missing := wanted - agents.keys():
+        raise MissingPin(f"Run {claimed.run_id} needs agent version {min(missing)}, which is not stored.")
+    return Opened(continuation=whole(claimed.snapshot, bodies), agents=agents, inbox=tuple(sorted(inbox, key=_id)))
+
+
+async def mail(db: Database, runs: Collection[tuple[str, str]]) -> dict[str, list[tuple[int, ev.Event]]]:
+    """Read what was posted to these runs (tenant, run id), oldest first; runs without mail are left out."""
+    async with db.engine() as engine:
+        found = await engine.fetch(MAIL, [tenant for tenant, _ in runs], [run_id for _, run_id in runs])
+    letters: dict[str, list[tuple[int, ev.Event]]] = {}
+    for row in found:
+        letters.setdefault(row["run_id"], []).append((row["id"], ev.decode(row["event"])))
+    return letters
+
+
+async def beat(db: Database, worker_id: str) -> frozenset[str]:
+    """Renew the worker's leases and name the runs that it still holds."""
+    async with db.engine() as engine:
+        return frozenset(row["id"] for row in await engine.fetch(BEAT, worker_id))
+
+
+async def steal(db: Database, lease_s: float) -> list[str]:
+    """Make the runs of dead workers due, and name them.
+
+    Dead is who lost the connection of `register`, or was not heard of for `lease_s`.
+    """
+    async with db.engine() as engine:
+        stolen = [row["id"] for row in await engine.fetch(STEAL, lease_s)]
+        await engine.execute(FORGET)
+    return stolen
+
+
+async def next_due(db: Database) -> datetime | None:
+    """Say when a run will be due next, or has been since."""
+    async with db.engine() as engine:
+        due_at: datetime | None = await engine.fetchval(NEXT_DUE)
+    return due_at
+
+
+@asynccontextmanager
+async def lent(db: Database, worker_id: str, claimed: Claimed) -> AsyncIterator[Connection]:
+    """Lend a transaction in the scope of a held run's tenant and user. Raises LeaseLost."""
+    proof = (worker_id, claimed.tenant, claimed.run_id, claimed.fence)
+    async with db.engine() as engine, engine.transaction():
+        await _enter(engine, await engine.fetchval("select engine_scope($1, $2, $3, $4)", *proof))
+        yield engine
+
+
+@asynccontextmanager
+async def lent_session(db: Database, worker_id: str, tenant: str, session_id: str) -> AsyncIterator[Connection]:
+    """Lend the same for a session on this worker's host that no other worker drives. Raises LeaseLost."""
+    async with db.engine() as engine, engine.transaction():
+        await _enter(engine, await engine.fetchval("select session_scope($1, $2, $3)", worker_id, tenant, session_id))
+        yield engine
+
+
+async def _enter(engine: Connection, handle: str | None) -> None:
+    if handle is None:
+        raise LeaseLost("The lease on this run or session is not this worker's.")
+    await engine.execute("select set_config('app.scope', $1, true)", handle)
+
+
+def _id(letter: tuple[int, ev.Event]) -> int:
+    return letter[0]

@@ -1,0 +1,255 @@
+"""What goes into the database and comes out of it, as plain data.
+
+Every file of this room gives or takes these, and `api` and `worker` with them. The rule: nothing here knows SQL, and a
+secret never shows in a repr.
+"""
+
+from datetime import date, datetime
+from typing import Literal
+
+from sojourn.loop.agent import Agent, AgentRef
+from sojourn.loop.budget import Limits
+from sojourn.loop.continuation import Continuation, Failure, Wait
+from sojourn.loop.events import Began, Event
+from sojourn.loop.messages import Message, Plain, Usage
+
+PRIORITY_MAX = 9
+"""The priorities of a run are 0 to 9; the highest is claimed first."""
+
+Status = Literal["queued", "running", "suspended", "completed", "failed", "cancelled"]
+Released = Literal["queued", "suspended", "completed", "failed", "cancelled"]
+
+
+# ---- who calls -------------------------------------------------------------------------------
+
+
+class Principal(Plain, frozen=True, kw_only=True):
+    """Who calls, with the handle that the database minted for them. It runs out at `expires_at`: authenticate again."""
+
+    tenant: str
+    user: str
+    key_id: str
+    scopes: frozenset[str]
+    handle: str
+    expires_at: datetime
+
+    def __repr__(self) -> str:
+        return f"Principal(tenant={self.tenant!r}, user={self.user!r}, key_id={self.key_id!r})"
+
+
+class KeyRow(Plain, frozen=True, kw_only=True):
+    """An API key, without what it is checked against."""
+
+    id: str
+    prefix: str
+    user_id: str
+    name: str
+    scopes: tuple[str, ...]
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+
+
+# ---- runs ------------------------------------------------------------------------------------
+
+
+class NewRun(Plain, frozen=True, kw_only=True):
+    """A run to be created: `continuation` is what `machine.begin(event)` gave, `agents` what its tools may start."""
+
+    event: Began
+    continuation: Continuation
+    agent: Agent
+    agents: tuple[Agent, ...] = ()
+    priority: int = 0
+    input: str = ""
+    """What lists show of the request."""
+    labels: dict[str, str] = {}
+
+
+class RunRow(Plain, frozen=True, kw_only=True):
+    """A run as callers see it; `seq` is the number of its last event. `usd_micros` is None where a price is unknown."""
+
+    id: str
+    session_id: str
+    user_id: str
+    agent: AgentRef
+    status: Status
+    priority: int
+    seq: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    input: str
+    result: str | None
+    error: Failure | None
+    steps: int
+    usage: Usage
+    usd_micros: int | None
+    limits: Limits
+    waits: tuple[Wait, ...]
+    labels: dict[str, str]
+
+
+class RunPage(Plain, frozen=True):
+    """Runs, newest first; `next` is the cursor of the page that follows."""
+
+    rows: tuple[RunRow, ...]
+    next: str | None = None
+
+
+class RunFilter(Plain, frozen=True, kw_only=True):
+    """Which runs to list; None where anything will do."""
+
+    status: str | None = None
+    agent: str | None = None
+    session_id: str | None = None
+    user_id: str | None = None
+
+
+# ---- a worker's side -------------------------------------------------------------------------
+
+
+class Claimed(Plain, frozen=True, kw_only=True):
+    """A lease on a run: `fence` proves it. `claims` counts those in a row that ended without any progress."""
+
+    run_id: str
+    tenant: str
+    fence: int
+    snapshot: Continuation
+    claims: int
+
+
+class Opened(Plain, frozen=True, kw_only=True):
+    """All that is needed to drive a claimed run. `inbox` holds (row id, event) in the order they were posted."""
+
+    continuation: Continuation
+    agents: dict[str, Agent]
+    inbox: tuple[tuple[int, Event], ...] = ()
+
+
+class LedgerRow(Plain, frozen=True, kw_only=True):
+    """One paid model call; `seq` is the event that it belongs to."""
+
+    seq: int
+    at: datetime
+    user_id: str
+    agent_name: str
+    provider: str
+    model: str
+    attempt: int
+    usage: Usage
+    usd_micros: int | None
+
+
+class Release(Plain, frozen=True, kw_only=True):
+    """How a lease is given back; the run may be claimed again from `due_at` on."""
+
+    status: Released
+    due_at: datetime | None = None
+
+
+class Commit(Plain, frozen=True, kw_only=True):
+    """What a worker makes durable in one piece: `events` have the numbers before_seq + 1 to after.rev."""
+
+    tenant: str
+    run_id: str
+    fence: int
+    before_seq: int
+    after: Continuation
+    events: tuple[Event, ...] = ()
+    bodies: tuple[tuple[str, int, Message], ...] = ()
+    ledger: tuple[LedgerRow, ...] = ()
+    inbox_ids: tuple[int, ...] = ()
+    release: Release | None = None
+
+
+class DeltaRow(Plain, frozen=True, kw_only=True):
+    """A batch of one attempt's deltas; `items` is a JSON array."""
+
+    id: int
+    frame: str
+    step: int
+    attempt: int
+    items: bytes
+
+
+# ---- what a tenant has -----------------------------------------------------------------------
+
+
+class SessionRow(Plain, frozen=True, kw_only=True):
+    """A session, where its sandbox is, and the digest of the last archive of its files."""
+
+    id: str
+    user_id: str
+    created_at: datetime
+    closed_at: datetime | None
+    used_at: datetime
+    host: str | None
+    backend: str | None
+    workspace: str | None
+    enforced: bytes | None
+    """What the sandbox enforces, as JSON."""
+
+
+class SessionPage(Plain, frozen=True):
+    """Sessions, newest first; `next` is the cursor of the page that follows."""
+
+    rows: tuple[SessionRow, ...]
+    next: str | None = None
+
+
+class IdleSession(Plain, frozen=True):
+    """A session whose sandbox nobody used for a while."""
+
+    tenant: str
+    id: str
+    used_at: datetime
+
+
+class AgentRow(Plain, frozen=True, kw_only=True):
+    """An agent and its live version."""
+
+    name: str
+    live_version: int
+    digest: str
+    created_at: datetime
+    archived_at: datetime | None
+
+
+class VersionRow(Plain, frozen=True, kw_only=True):
+    """One immutable version of an agent."""
+
+    name: str
+    version: int
+    digest: str
+    created_at: datetime
+    created_by: str
+
+
+class Stored(Plain, frozen=True):
+    """The answer that a request with this Idempotency-Key got before."""
+
+    status: int
+    body: bytes
+
+
+class UsageRow(Plain, frozen=True, kw_only=True):
+    """What one user paid for one agent's calls of one model on one day (UTC)."""
+
+    day: date
+    user_id: str
+    agent_name: str
+    model: str
+    calls: int
+    usage: Usage
+    usd_micros: int | None
+
+
+class Counts(Plain, frozen=True, kw_only=True):
+    """How the whole server stands, over all tenants."""
+
+    runs: dict[str, int]
+    """Unfinished runs by status."""
+    workers: int
+    oldest_due_at: datetime | None

@@ -1,0 +1,19 @@
+"""Runs as callers see them, through a scoped connection. Called by the API.
+
+    creation    a run, its first event and its agent, in one statement
+    reading     one run, pages of runs, runs that wait for somebody
+    journal     events, snapshots and transcripts; how they are stored
+    mailing     what callers say to a run that goes on
+    snapshots   a continuation without bodies, and the bodies put back
+
+The rule: nothing here looks past the tenant of the connection's handle.
+"""
+
+from sojourn.store.runs.creation import create
+from sojourn.store.runs.journal import continuation, events, history, transcript, verify_chain
+from sojourn.store.runs.mailing import post
+from sojourn.store.runs.reading import get, page, waiting
+
+__all__ = [
+    "continuation", "create", "events", "get", "history", "page", "post", "transcript", "verify_chain", "waiting",
+]  # fmt: skip

@@ -1,0 +1,111 @@
+"""Creates a run: the row, its first event, its first message and its agents. Called by the API.
+
+The rule: one statement, so that a run is there as a whole or not at all, and due from the first moment.
+"""
+
+import asyncpg  # type: ignore[import-untyped]
+import msgspec
+
+from sojourn.errors import Conflict, NotFound, QueueFull
+from sojourn.loop.continuation import fresh
+from sojourn.store.db import Connection
+from sojourn.store.rows import NewRun
+from sojourn.store.runs.journal import rows
+from sojourn.store.runs.pins import columns
+from sojourn.store.runs.snapshots import encode, freeze, text
+
+CREATE = """
+with place as (
+    select s.tenant, s.id, s.closed_at, (
+        select count(*) from (
+            select from run where tenant = s.tenant and status = 'queued' limit $3
+        ) as queued
+    ) >= $3 as full, (
+        select id from run
+        where tenant = s.tenant and session_id = s.id and finished_at is not null
+        order by finished_at desc limit 1
+    ) is distinct from $24 as stale
+    from session s where s.tenant = (select scope_tenant()) and s.id = $2
+), made as (
+    insert into run (tenant, id, session_id, user_id, agent_name, agent_version, agent_digest, priority, due_at, seq,
+        input, limits, labels, snapshot)
+    select tenant, $1, $2, $4, $5, $6, $7, $8, now(), 1, $9, $10, $11, $12
+    from place where closed_at is null and not "full" and not stale
+    returning tenant, id
+), journaled as (
+    insert into journal (tenant, run_id, seq, at, kind, event, frame_id, slot)
+    select tenant, id, 1, $13, $14, $15, $16, $17 from made
+), spoken as (
+    insert into message (tenant, run_id, frame_id, slot, body)
+    select tenant, id, frame_id, slot, body
+    from made, unnest($18::text[], $19::int[], $20::bytea[]) as message (frame_id, slot, body)
+), pinned as (
+    insert into agent_spec (tenant, digest, subs, spec)
+    select tenant, digest, string_to_array(subs, ' '), spec
+    from made, unnest($21::text[], $22::text[], $23::text[]) as agent (digest, subs, spec)
+    on conflict do nothing
+)
+select closed_at is not null as closed, "full", stale from place
+"""
+INPUT_MAX = 500
+
+
+async def create(conn: Connection, new: NewRun, *, queued_max: int) -> None:
+    """Create a run of a session; ring `sojourn_work` after the transaction.
+
+    The run's history must be what `history` says of the session. Raises NotFound for the session, QueueFull, and
+    Conflict when the session is closed, another run of it goes on, or has ended since the history was read.
+    """
+    try:
+        place = await conn.fetchrow(CREATE, *_values(new, queued_max))
+    except asyncpg.UniqueViolationError as error:
+        raise _conflict(new, error) from None
+    if place is None:
+        raise NotFound(f"There is no session {new.event.session_id}.")
+    if place["closed"]:
+        raise Conflict(f"Session {new.event.session_id} is closed; start a new one.", code="session.closed")
+    if place["stale"]:
+        raise _busy(new)
+    if place["full"]:
+        raise QueueFull(f"{queued_max} runs of this tenant wait for a worker. Try again when some have begun.")
+
+
+def _values(new: NewRun, queued_max: int) -> list[object]:
+    event, whole = new.event, new.continuation
+    bodies = list(fresh(None, whole))
+    first = rows([event], 1, bodies)[0]
+    return [
+        event.run_id,
+        event.session_id,
+        queued_max,
+        event.principal.user,
+        event.agent.name,
+        event.agent.version,
+        event.agent.digest,
+        new.priority,
+        text(new.input)[:INPUT_MAX],
+        encode(event.limits),
+        msgspec.json.encode(new.labels),
+        freeze(whole),
+        first.at,
+        first.kind,
+        first.event,
+        first.frame_id,
+        first.slot,
+        [frame for frame, _, _ in bodies],
+        [slot for _, slot, _ in bodies],
+        [encode(message) for _, _, message in bodies],
+        *columns([new.agent, *new.agents]),
+        event.history[-1].run_id if event.history else None,
+    ]
+
+
+def _conflict(new: NewRun, error: asyncpg.UniqueViolationError) -> Conflict:
+    if error.constraint_name == "run_one_per_session":
+        return _busy(new)
+    return Conflict(f"There is a run {new.event.run_id} already.", code="run.exists")
+
+
+def _busy(new: NewRun) -> Conflict:
+    detail = f"Another run of session {new.event.session_id} goes on. Send it a message, or wait until it ends."
+    return Conflict(detail, code="session.busy")

@@ -1,0 +1,143 @@
+"""The journal: events as rows, read back whole. Called by `commits`, `queue` and the API.
+
+The rule: a message is kept once. An event whose message took its place in the transcript in the same commit is stored
+without it and with the place; readers put it back.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from datetime import datetime
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from sojourn.errors import NotFound
+from sojourn.loop import events as ev
+from sojourn.loop.continuation import Continuation, Segment, frames
+from sojourn.loop.messages import Message
+from sojourn.store.db import Connection
+from sojourn.store.runs.snapshots import body, thaw, whole
+
+EVENTS = """
+select j.seq, j.event, m.body
+from journal j
+left join message m on m.tenant = j.tenant and m.run_id = j.run_id and m.frame_id = j.frame_id and m.slot = j.slot
+where j.run_id = $1 and j.tenant = (select scope_tenant()) and j.seq > $2
+order by j.seq limit $3
+"""
+
+BODIES = """
+select frame_id, slot, body from message
+where tenant = (select scope_tenant()) and run_id = $1 and frame_id = any($2::text[])
+union all
+select '/', m.slot, m.body
+from unnest($3::text[], $4::int[], $5::int[]) as segment (run_id, start, stop)
+join message m on m.tenant = (select scope_tenant()) and m.run_id = segment.run_id and m.frame_id = '/'
+    and m.slot >= segment.start and m.slot < segment.stop
+"""
+
+LAST_OF_SESSION = """
+select snapshot from run
+where tenant = (select scope_tenant()) and session_id = $1 and finished_at is not null
+order by finished_at desc limit 1
+"""
+
+
+class JournalRow(NamedTuple):
+    """One event as it is stored; `frame_id` and `slot` say where its message is, when that was taken out."""
+
+    seq: int
+    at: datetime
+    kind: str
+    event: bytes
+    frame_id: str | None
+    slot: int | None
+
+
+Bodies = Iterable[tuple[str, int, Message]]
+
+
+def rows(events: Iterable[ev.Event], first_seq: int, bodies: Bodies) -> list[JournalRow]:
+    """Write events as rows, without the messages that are among `bodies`."""
+    places = {id(message): (frame, slot) for frame, slot, message in bodies}
+    return [_row(event, seq, places) for seq, event in enumerate(events, first_seq)]
+
+
+def _row(event: ev.Event, seq: int, places: dict[int, tuple[str, int]]) -> JournalRow:
+    kind = str(event.__struct_config__.tag)
+    if isinstance(event, ev.Began | ev.Replied | ev.Returned | ev.Said) and event.message is not None:
+        place = places.get(id(event.message))
+        if place is not None:
+            return JournalRow(seq, event.at, kind, ev.encode(replace(event, message=None)), *place)
+    return JournalRow(seq, event.at, kind, ev.encode(event), None, None)
+
+
+def put_back(event: bytes, message: bytes | None) -> ev.Event:
+    """Read an event, with its message in place."""
+    stored = ev.decode(event)
+    if message is None:
+        return stored
+    assert isinstance(stored, ev.Began | ev.Replied | ev.Returned | ev.Said)
+    return replace(stored, message=body(message))
+
+
+async def events(conn: Connection, run_id: str, *, after: int = 0, limit: int = 1000) -> list[tuple[int, ev.Event]]:
+    """Read a run's events with a seq above `after`, in order."""
+    found = await conn.fetch(EVENTS, run_id, after, limit)
+    return [(row["seq"], put_back(row["event"], row["body"])) for row in found]
+
+
+async def continuation(conn: Connection, run_id: str) -> Continuation:
+    """Read a run's snapshot, without bodies. Raises NotFound."""
+    data = await conn.fetchval("select snapshot from run where tenant = (select scope_tenant()) and id = $1", run_id)
+    if data is None:
+        raise NotFound(f"There is no run {run_id}.")
+    return thaw(data)
+
+
+async def transcript(conn: Connection, run_id: str) -> Continuation:
+    """Read a run's continuation with all its messages, those of the session's earlier runs included.
+
+    Calls that the end of the run cut short are left out: not all of them have an answer.
+    """
+    snapshot = await continuation(conn, run_id)
+    if snapshot.root.ended:
+        snapshot = replace(snapshot, root=replace(snapshot.root, calls=()))
+    found = await conn.fetch(BODIES, run_id, *places(snapshot))
+    return whole(snapshot, {(row["frame_id"], row["slot"]): body(row["body"]) for row in found})
+
+
+def places(snapshot: Continuation) -> tuple[list[str], list[str], list[int], list[int]]:
+    """Name where the bodies of a snapshot are: its frames, then runs, starts and stops of its history."""
+    history = snapshot.root.history
+    return (
+        [frame.id for frame in frames(snapshot.root)],
+        [segment.run_id for segment in history],
+        [segment.start for segment in history],
+        [segment.stop for segment in history],
+    )
+
+
+async def history(conn: Connection, session_id: str) -> tuple[Segment, ...]:
+    """Name the messages of a session's conversation, as its last finished run left it.
+
+    A step that was cut short is left out: a request for tools without all of its answers is no conversation.
+    """
+    data = await conn.fetchval(LAST_OF_SESSION, session_id)
+    if data is None:
+        return ()
+    last = thaw(data)
+    start = last.root.history[-1].stop if last.root.history else 0
+    stop = last.root.length - (1 if last.root.calls else 0)
+    return (*last.root.history, Segment(last.run_id, start, stop))
+
+
+async def verify_chain(conn: Connection, run_id: str) -> bool:
+    """Say whether the journal, read back whole, is what the snapshot's seal was made over."""
+    snapshot, head, seq = await continuation(conn, run_id), "", 0
+    while page := await events(conn, run_id, after=seq):
+        for number, event in page:
+            if number != seq + 1:
+                return False
+            seq, head = number, hashlib.sha256(head.encode() + ev.encode(event)).hexdigest()
+    return (seq, head) == (snapshot.rev, snapshot.head)

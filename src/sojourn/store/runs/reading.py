@@ -1,0 +1,95 @@
+"""Runs as lists and details show them. Called by the API.
+
+The rule: the snapshot is not read here; what a list shows stands in columns of its own.
+"""
+
+import asyncpg  # type: ignore[import-untyped]
+import msgspec
+
+from sojourn.errors import NotFound
+from sojourn.loop.agent import AgentRef
+from sojourn.loop.budget import Limits
+from sojourn.loop.continuation import Failure, Wait
+from sojourn.loop.messages import Usage
+from sojourn.store.db import Connection
+from sojourn.store.rows import RunFilter, RunPage, RunRow
+
+COLUMNS = """
+select id, session_id, user_id, agent_name, agent_version, agent_digest, status, priority, seq, created_at, started_at,
+    finished_at, input, result, error_code, error_detail, steps, input_tokens, cache_read_tokens, cache_write_tokens,
+    output_tokens, reasoning_tokens, usd_micros, limits, waits, labels
+from run where tenant = (select scope_tenant())
+"""
+# The ids are ordered by time, so the primary key is the order of a page.
+PAGE = f"""{COLUMNS}
+    and id < $1
+    and ($3::text is null or status = $3)
+    and ($4::text is null or agent_name = $4)
+    and ($5::text is null or session_id = $5)
+    and ($6::text is null or user_id = $6)
+order by id desc limit $2
+"""
+WAITING = f"{COLUMNS} and finished_at is null and waits is not null and id < $1 order by id desc limit $2"
+NEWEST = "zzzz"
+"""A cursor above every id."""
+
+_limits = msgspec.json.Decoder(Limits)
+_labels = msgspec.json.Decoder(dict[str, str])
+_waits = msgspec.json.Decoder(tuple[Wait, ...])
+
+
+async def get(conn: Connection, run_id: str) -> RunRow:
+    """Read one run. Raises NotFound."""
+    row = await conn.fetchrow(f"{COLUMNS} and id = $1", run_id)
+    if row is None:
+        raise NotFound(f"There is no run {run_id}.")
+    return _run(row)
+
+
+async def page(
+    conn: Connection, where: RunFilter | None = None, *, after: str | None = None, limit: int = 50
+) -> RunPage:
+    """Read a page of runs, newest first."""
+    where = where or RunFilter()
+    wanted = (where.status, where.agent, where.session_id, where.user_id)
+    return _page(await conn.fetch(PAGE, after or NEWEST, limit + 1, *wanted), limit)
+
+
+async def waiting(conn: Connection, *, after: str | None = None, limit: int = 50) -> RunPage:
+    """Read a page of the runs that have an open wait, newest first."""
+    return _page(await conn.fetch(WAITING, after or NEWEST, limit + 1), limit)
+
+
+def _page(found: list[asyncpg.Record], limit: int) -> RunPage:
+    rows = tuple(_run(row) for row in found[:limit])
+    return RunPage(rows, rows[-1].id if len(found) > limit else None)
+
+
+def _run(row: asyncpg.Record) -> RunRow:
+    return RunRow(
+        id=row["id"],
+        session_id=row["session_id"],
+        user_id=row["user_id"],
+        agent=AgentRef(row["agent_name"], row["agent_version"], row["agent_digest"]),
+        status=row["status"],
+        priority=row["priority"],
+        seq=row["seq"],
+        created_at=row["created_at"],
+        started_at=row["started_at"],
+        finished_at=row["finished_at"],
+        input=row["input"],
+        result=row["result"],
+        error=Failure(row["error_code"], row["error_detail"] or "") if row["error_code"] else None,
+        steps=row["steps"],
+        usage=Usage(
+            input=row["input_tokens"],
+            cache_read=row["cache_read_tokens"],
+            cache_write=row["cache_write_tokens"],
+            output=row["output_tokens"],
+            reasoning=row["reasoning_tokens"],
+        ),
+        usd_micros=row["usd_micros"],
+        limits=_limits.decode(row["limits"]),
+        waits=_waits.decode(row["waits"]) if row["waits"] else (),
+        labels=_labels.decode(row["labels"]),
+    )

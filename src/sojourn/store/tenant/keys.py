@@ -1,0 +1,99 @@
+"""API keys: random tokens, of which only the SHA-256 is kept. Called by the API's guard and the command line.
+
+The rule: the database checks a key and mints the handle, and it alone lets a key manager make or revoke keys.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Collection
+from datetime import datetime
+
+import asyncpg  # type: ignore[import-untyped]
+
+from sojourn.errors import Forbidden, NotFound, Unauthenticated
+from sojourn.store.db import Connection, Database
+from sojourn.store.rows import KeyRow, Principal
+
+AUTHENTICATE = "select * from authenticate($1)"
+CREATE = "select create_key($1, $2, $3, $4, $5, $6, $7)"
+FOUND = "select found_tenant($1, $2, $3, $4, $5, $6)"
+ROWS = """
+select id, prefix, user_id, name, scopes, created_at, expires_at, revoked_at, last_used_at
+from api_key where tenant = (select scope_tenant())
+"""
+
+MARK = "sj_"
+SHOWN = len(MARK) + 6
+"""How much of a token a list may show."""
+
+
+async def authenticate(db: Database, token: str) -> Principal:
+    """Find out who calls. Raises Unauthenticated for a token that is unknown, expired or revoked."""
+    async with db.api() as connection:
+        row = await connection.fetchrow(AUTHENTICATE, _hash(token))
+    if row is None:
+        raise Unauthenticated("The API key is unknown, expired or revoked.")
+    return Principal(
+        tenant=row["tenant"],
+        user=row["user_id"],
+        key_id=row["key_id"],
+        scopes=frozenset(row["scopes"]),
+        handle=row["handle"],
+        expires_at=row["handle_expires_at"],
+    )
+
+
+async def create(
+    conn: Connection, *, user: str, name: str, scopes: Collection[str], expires_at: datetime | None = None
+) -> tuple[KeyRow, str]:
+    """Make a key for a user of the caller's tenant; give its row and its token, which is never shown again.
+
+    Raises Forbidden where the caller's own key may not manage keys (admin:keys, admin:* or *).
+    """
+    key_id, token = _new()
+    try:
+        await conn.execute(CREATE, key_id, _hash(token), token[:SHOWN], user, name, list(scopes), expires_at)
+    except asyncpg.InsufficientPrivilegeError:
+        raise _forbidden() from None
+    return _row(await conn.fetchrow(f"{ROWS} and id = $1", key_id)), token
+
+
+async def page(conn: Connection) -> list[KeyRow]:
+    """Read the tenant's keys, newest first."""
+    return [_row(row) for row in await conn.fetch(f"{ROWS} order by created_at desc, id")]
+
+
+async def revoke(conn: Connection, key_id: str) -> None:
+    """End a key; a handle that it got lives five more minutes at most. Raises NotFound, and Forbidden as `create`."""
+    try:
+        if not await conn.fetchval("select revoke_key($1)", key_id):
+            raise NotFound(f"There is no key {key_id}.")
+    except asyncpg.InsufficientPrivilegeError:
+        raise _forbidden() from None
+
+
+async def bootstrap(
+    db: Database, *, tenant: str = "default", user: str = "local", scopes: Collection[str] = ("*",)
+) -> str | None:
+    """Make a tenant with its first key and give the token; None where the tenant exists."""
+    key_id, token = _new()
+    async with db.migrator() as connection:
+        made = await connection.fetchval(FOUND, tenant, key_id, _hash(token), token[:SHOWN], user, list(scopes))
+    return token if made else None
+
+
+def _new() -> tuple[str, str]:
+    """Make up an id and a token."""
+    return f"key_{secrets.token_hex(10)}", MARK + secrets.token_urlsafe(32)
+
+
+def _hash(token: str) -> bytes:
+    return hashlib.sha256(token.encode(errors="replace")).digest()
+
+
+def _row(row: asyncpg.Record) -> KeyRow:
+    return KeyRow(**{**row, "scopes": tuple(row["scopes"])})
+
+
+def _forbidden() -> Forbidden:
+    return Forbidden("This needs a key with the scope admin:keys.")

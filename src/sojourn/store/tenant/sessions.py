@@ -1,0 +1,108 @@
+"""Sessions: conversations with their sandbox. Called by the API, and by the worker through a lent scope.
+
+The rule: the row says where the live sandbox is (`host`), and which archive rebuilds its files (`workspace`).
+"""
+
+from datetime import datetime
+
+import asyncpg  # type: ignore[import-untyped]
+
+from sojourn.errors import Conflict, NotFound
+from sojourn.store.db import Connection, Database
+from sojourn.store.rows import IdleSession, SessionPage, SessionRow
+
+ROWS = """
+select id, user_id, created_at, closed_at, used_at, host, backend, workspace, enforced
+from session where tenant = (select scope_tenant())
+"""
+UPDATE = "update session set {} where tenant = (select scope_tenant()) and id = $1"
+TOUCH = UPDATE.format("used_at = now()")
+PLACE = UPDATE.format("used_at = now(), host = $2, backend = $3, enforced = $4")
+SAVE = UPDATE.format("workspace = $2, host = $3, backend = coalesce($4, backend)")
+CLOSE = """
+update session s set closed_at = coalesce(closed_at, now())
+where tenant = (select scope_tenant()) and id = $1 and not exists (
+    select from run where tenant = s.tenant and session_id = s.id and finished_at is null
+)
+"""
+IDLE = """
+select s.tenant, s.id, s.used_at from session s
+where s.host = $1 and s.used_at < now() - make_interval(secs => $2) and not exists (
+    select from run r where r.tenant = s.tenant and r.session_id = s.id and r.lease_worker is not null
+)
+order by s.used_at limit $3
+"""
+NEWEST = "zzzz"
+"""A cursor above every id."""
+
+
+async def create(conn: Connection, session_id: str) -> SessionRow:
+    """Begin a session of the caller. Raises Conflict where the id is taken."""
+    try:
+        await conn.execute(
+            "insert into session (tenant, id, user_id) values (scope_tenant(), $1, scope_user())", session_id
+        )
+    except asyncpg.UniqueViolationError:
+        raise Conflict(f"There is a session {session_id} already.", code="session.exists") from None
+    return await get(conn, session_id)
+
+
+async def get(conn: Connection, session_id: str) -> SessionRow:
+    """Read one session. Raises NotFound."""
+    row = await conn.fetchrow(f"{ROWS} and id = $1", session_id)
+    if row is None:
+        raise _missing(session_id)
+    return SessionRow(**row)
+
+
+async def page(conn: Connection, *, after: str | None = None, limit: int = 50) -> SessionPage:
+    """Read a page of sessions, newest first."""
+    found = await conn.fetch(f"{ROWS} and id < $1 order by id desc limit $2", after or NEWEST, limit + 1)
+    rows = tuple(SessionRow(**row) for row in found[:limit])
+    return SessionPage(rows, rows[-1].id if len(found) > limit else None)
+
+
+async def close(conn: Connection, session_id: str) -> SessionRow:
+    """End a session. Raises NotFound, and Conflict while a run of it goes on."""
+    if await conn.execute(CLOSE, session_id) == "UPDATE 0":
+        await get(conn, session_id)
+        raise Conflict(f"A run of session {session_id} goes on; cancel it first.", code="session.busy")
+    return await get(conn, session_id)
+
+
+async def touch(conn: Connection, session_id: str) -> None:
+    """Say that the session's sandbox was used."""
+    await conn.execute(TOUCH, session_id)
+
+
+async def workspace(conn: Connection, session_id: str) -> str | None:
+    """Give the digest of the last archive of the session's files. Raises NotFound."""
+    return (await get(conn, session_id)).workspace
+
+
+async def place(conn: Connection, session_id: str, *, host: str, backend: str, enforced: bytes | None) -> None:
+    """Say where the session's sandbox runs now, and what it enforces (JSON). Raises NotFound."""
+    await _update(conn, PLACE, session_id, host, backend, enforced)
+
+
+async def save_workspace(
+    conn: Connection, session_id: str, *, digest: str, host: str | None = None, backend: str | None = None
+) -> None:
+    """Say which archive holds the session's files; without a `host` no sandbox is alive any more. Raises NotFound."""
+    await _update(conn, SAVE, session_id, digest, host, backend)
+
+
+async def idle(db: Database, *, host: str, older_than_s: float, limit: int = 100) -> list[IdleSession]:
+    """Name the sessions whose sandbox is on this host and was not used for a while."""
+    async with db.engine() as engine:
+        found = await engine.fetch(IDLE, host, older_than_s, limit)
+    return [IdleSession(row["tenant"], row["id"], row["used_at"]) for row in found]
+
+
+async def _update(conn: Connection, statement: str, session_id: str, *values: str | bytes | datetime | None) -> None:
+    if await conn.execute(statement, session_id, *values) == "UPDATE 0":
+        raise _missing(session_id)
+
+
+def _missing(session_id: str) -> NotFound:
+    return NotFound(f"There is no session {session_id}.")

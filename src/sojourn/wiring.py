@@ -1,0 +1,229 @@
+"""Builds every adapter from the settings: the only file that knows them all. The command line calls it.
+
+    serve   the API, and a worker in the same process unless told otherwise
+    work    a worker alone
+
+`doctor.py` opens single parts with it. The rule: what is built last is closed first, and a part that cannot be built
+stops the start with its reason.
+"""
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from aiohttp import web
+
+from sojourn import logs
+from sojourn.api.app import build
+from sojourn.api.parts import Api
+from sojourn.models.endpoints import Endpoints
+from sojourn.models.prices import Price, Prices
+from sojourn.sandboxes.bwrap import BwrapProvider
+from sojourn.sandboxes.sandbox import Provider, Spec
+from sojourn.settings import Settings
+from sojourn.store import embedded
+from sojourn.store.commits import Committer
+from sojourn.store.db import Database, connect
+from sojourn.store.deltas import DeltaWriter
+from sojourn.store.doorbell import Doorbell
+from sojourn.store.migrate import migrate
+from sojourn.store.roles import Dsns
+from sojourn.store.tenant import keys
+from sojourn.tools import toolbox
+from sojourn.tools.tool import Toolbox
+from sojourn.worker.parts import Parts
+from sojourn.worker.worker import Worker
+
+log = logging.getLogger("sojourn.wiring")
+
+CHANNELS = ("sojourn_run", "sojourn_delta", "sojourn_work", "sojourn_inbox")
+BASE32 = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+SHUTDOWN_S = 5.0
+"""How long open requests may take to end once the API stops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """What the API and the worker of one process share."""
+
+    settings: Settings
+    database: Database
+    doorbell: Doorbell
+    models: Endpoints
+    sandboxes: Provider
+    tools: Toolbox
+
+
+async def serve(settings: Settings, *, worker: bool = True, ready: Callable[[str], None] | None = None) -> None:
+    """Serve the API until SIGTERM or SIGINT; `ready` is called with its URL. Raises SojournError."""
+    stop = _stop_on_signal()
+    async with _world(settings) as world:
+        await _local_key(world)
+        async with _listening(world) as url:
+            if ready:
+                ready(url)
+            await (_work(world, stop) if worker else stop.wait())
+
+
+async def work(settings: Settings) -> None:
+    """Drive runs until SIGTERM or SIGINT, then finish or hand back what is held. Raises SojournError."""
+    stop = _stop_on_signal()
+    async with _world(settings) as world:
+        await _work(world, stop)
+
+
+# ---- the two plain functions that everybody is handed ----------------------------------------
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def new_id(prefix: str) -> str:
+    """A fresh id: the prefix, `_`, and 26 characters that sort by time. Source: github.com/ulid/spec."""
+    number = (time.time_ns() // 1_000_000 << 80) | secrets.randbits(80)
+    return prefix + "_" + "".join(BASE32[number >> shift & 31] for shift in range(125, -1, -5))
+
+
+# ---- parts -----------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _world(settings: Settings) -> AsyncIterator[World]:
+    logs.set_up(settings.log_level, settings.log_format)
+    settings.data_path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(open_database(settings))
+        for name in await migrate(database):
+            log.info("store.migrated", extra={"migration": name})
+        doorbell = await stack.enter_async_context(Doorbell(database, CHANNELS))
+        models = Endpoints(settings.endpoints)
+        stack.push_async_callback(models.close)
+        sandboxes = open_sandboxes(settings)
+        stack.push_async_callback(sandboxes.close)
+        yield World(
+            settings=settings,
+            database=database,
+            doorbell=doorbell,
+            models=models,
+            sandboxes=sandboxes,
+            tools=toolbox.fill(),
+        )
+
+
+@asynccontextmanager
+async def open_database(settings: Settings) -> AsyncIterator[Database]:
+    """The operator's PostgreSQL, or the embedded one of the data folder."""
+    async with AsyncExitStack() as stack:
+        if url := settings.database_url:
+            server: Dsns | embedded.Cluster = Dsns(
+                url, settings.database_url_api or url, settings.database_url_engine or url
+            )
+        else:
+            server = await stack.enter_async_context(await embedded.start(settings.data_path))
+        yield await stack.enter_async_context(await connect(server))
+
+
+def open_sandboxes(settings: Settings) -> Provider:
+    """The sandboxes of this host."""
+    return BwrapProvider(settings.data_path / "sandboxes")
+
+
+@asynccontextmanager
+async def _listening(world: World) -> AsyncIterator[str]:
+    """The API on its socket; the URL to reach it."""
+    settings = world.settings
+    application = build(
+        Api(
+            database=world.database,
+            doorbell=world.doorbell,
+            settings=settings,
+            tools={name: tool.definition for name, tool in world.tools.items()},
+            models=world.models,
+            sandboxes=world.sandboxes,
+            now=now,
+            new_id=new_id,
+        )
+    )
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=SHUTDOWN_S)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, settings.host, settings.port).start()
+        host, port = runner.addresses[0][:2]
+        yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    finally:
+        await runner.cleanup()
+
+
+async def _work(world: World, stop: asyncio.Event) -> None:
+    """Run a worker of this process until it is told to stop and has drained."""
+    settings, ring = world.settings, world.doorbell.ring
+    worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+    async with AsyncExitStack() as stack:
+        committer = await stack.enter_async_context(Committer(world.database, worker_id, ring))
+        deltas = DeltaWriter(world.database, ring, flush_s=settings.delta_flush_ms / 1000)
+        stack.push_async_callback(deltas.close)
+        parts = Parts(
+            worker_id=worker_id,
+            host=socket.gethostname(),
+            settings=settings,
+            database=world.database,
+            doorbell=world.doorbell,
+            committer=committer,
+            deltas=deltas,
+            models=world.models,
+            tools=world.tools,
+            sandboxes=world.sandboxes,
+            sandbox_spec=Spec(limits=settings.sandbox_limits),
+            price=_prices(settings).cost_micros,
+            now=now,
+        )
+        await Worker(parts).run(stop)
+
+
+def _prices(settings: Settings) -> Prices:
+    own = {
+        name: Price.usd(price.input, price.output, cache_read=price.cache_read, cache_write=price.cache_write)
+        for name, price in settings.prices.items()
+    }
+    return Prices(settings.endpoints, own=own)
+
+
+async def _local_key(world: World) -> None:
+    """Make the first key of a new installation and leave it where the command line looks."""
+    token = await keys.bootstrap(world.database)
+    if token is not None:
+        path = world.settings.data_path / "local.key"
+        _write_private(path, token)
+        log.info("keys.local_key_written", extra={"path": str(path)})
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner can read, whole or not at all."""
+    fresh = path.with_suffix(".new")
+    fresh.touch(mode=0o600)
+    fresh.write_text(text + "\n")
+    fresh.replace(path)
+
+
+def _stop_on_signal() -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set; a second signal ends the process at once."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def told() -> None:
+        stop.set()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told)
+    return stop

@@ -1,0 +1,233 @@
+"""One run, from claim to release: the pipeline of verbs round the pure machine.
+
+    take what happened -> announce what is due -> commit -> start it -> wait -> take ...
+
+`worker.py` makes one Drive for every run that it claims. The rules: nothing is performed before the commit that
+announces it, so that what a crash interrupted can be told from the row alone; and a run that has nothing in flight is
+given back in the very commit that found this out.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Literal
+
+from sojourn.errors import LeaseLost, StoreUnavailable
+from sojourn.loop import events as ev
+from sojourn.loop.agent import Agent
+from sojourn.loop.continuation import Phase, frames, fresh, pending
+from sojourn.loop.effects import CallModel, Effect
+from sojourn.loop.machine import apply, due, in_flight, phase, wake_at
+from sojourn.loop.messages import Usage
+from sojourn.store.rows import Claimed, Commit, LedgerRow, Opened, Release
+from sojourn.worker.parts import Parts, Place
+from sojourn.worker.perform import perform, stop
+
+log = logging.getLogger("sojourn.worker")
+
+STORE_RETRY_S = 0.5
+
+Leaving = Literal["soon", "now", "lost"]
+
+Key = tuple[str, str, int]
+"""An attempt that is in flight: kind, frame or call, number."""
+
+
+class Drive:
+    """One claimed run in this worker's hands: `committed` is what the database has, `state` what is true."""
+
+    def __init__(self, parts: Parts, claimed: Claimed, opened: Opened, agents: Mapping[str, Agent]) -> None:
+        self.parts = parts
+        self.agents = agents
+        self.committed = self.state = opened.continuation
+        self.happened: asyncio.Queue[ev.Event | None] = asyncio.Queue()
+        self.place = Place(
+            tenant=claimed.tenant,
+            user=self.state.principal.user,
+            session_id=self.state.session_id,
+            claimed=claimed,
+            note=self.happened.put_nowait,
+        )
+        self.phase: Phase | None = phase(self.agents, self.state) if self.state.rev > 1 else None
+        self.leaving: Leaving | None = None
+        self.events: list[ev.Event] = []
+        self.ledger: list[LedgerRow] = []
+        self.mail: list[int] = []
+        self.mail_seen = 0
+        self.starting: list[Effect] = []
+        self.running: dict[Key, tuple[Effect, asyncio.Task[None]]] = {}
+        self.stopping: list[asyncio.Task[None]] = []
+        for lost in in_flight(self.state, parts.now()):
+            self.happened.put_nowait(lost)
+        self.deliver(opened.inbox)
+
+    # ---- from outside ----
+
+    def deliver(self, mail: Iterable[tuple[int, ev.Event]]) -> None:
+        """Take inbox rows; those that were taken before are left out."""
+        for row, event in mail:
+            if row > self.mail_seen:
+                self.mail_seen = row
+                self.mail.append(row)
+                self.happened.put_nowait(event)
+
+    def leave(self, how: Leaving) -> None:
+        """Let the run go: `soon` lets finish what is in flight, `now` leaves that to others, `lost` is too late."""
+        self.leaving = how
+        self.happened.put_nowait(None)
+
+    # ---- the pipeline ----
+
+    async def run(self) -> None:
+        """Take the run as far as it goes. Raises nothing: a lost lease ends it without a trace."""
+        try:
+            self._take(self._waiting())
+            while not await self._commit():
+                self._start()
+                self._take([await self._next(), *self._waiting()])
+        except LeaseLost:
+            log.warning("run.lease_lost", extra={"run": self.place.run_id, "fence": self.place.claimed.fence})
+        finally:
+            left = [task for _, task in self.running.values()]
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, *self.stopping, return_exceptions=True)
+
+    def _waiting(self) -> list[ev.Event | None]:
+        """All that has happened by now and was not taken yet."""
+        return [self.happened.get_nowait() for _ in range(self.happened.qsize())]
+
+    def _take(self, events: Iterable[ev.Event | None]) -> None:
+        for event in events:
+            if event is None:
+                continue
+            after = apply(self.agents, self.state, event)
+            if after is self.state:
+                continue
+            if isinstance(event, ev.Replied):
+                self.ledger.append(self._charge(event))
+            self.events.append(event)
+            self.state = after
+        self._stop_abandoned()
+
+    def _announce(self) -> None:
+        """Say in the journal what is about to be performed, and whether the run as a whole entered another phase."""
+        at = self.parts.now()
+        if self.leaving == "lost":
+            raise LeaseLost
+        now = phase(self.agents, self.state)
+        if now != self.phase:
+            resumed = now == "running" and self.phase is not None
+            waits = tuple(wait.id for wait in pending(self.state)) if now == "suspended" else ()
+            self._take([ev.Turned(at=at, phase=now, resumed=resumed, waits=waits, error=self.state.root.error)])
+            self.phase = now
+        if self.leaving is None:
+            for effect in due(self.agents, self.state):
+                self._take([_announcement(effect, at)])
+                self.starting.append(effect)
+
+    async def _commit(self) -> bool:
+        """Make durable what happened and what is announced; true when the run was given back with it."""
+        self._announce()
+        release = self._release()
+        if not (self.events or self.mail or release):
+            return False
+        commit = Commit(
+            tenant=self.place.tenant,
+            run_id=self.place.run_id,
+            fence=self.place.claimed.fence,
+            before_seq=self.committed.rev,
+            after=self.state,
+            events=tuple(self.events),
+            bodies=tuple(fresh(self.committed, self.state)),
+            ledger=tuple(self.ledger),
+            inbox_ids=tuple(self.mail),
+            release=release,
+        )
+        await self._save(commit)
+        self.committed = self.state
+        self.events, self.ledger, self.mail = [], [], []
+        return release is not None
+
+    async def _save(self, commit: Commit) -> None:
+        """Commit, however long the database is away: what was paid for is not thrown away. Raises LeaseLost."""
+        while True:
+            try:
+                return await self.parts.committer.commit(commit)
+            except StoreUnavailable:
+                log.warning("run.commit_waits", extra={"run": self.place.run_id, "rev": commit.after.rev})
+                await asyncio.sleep(STORE_RETRY_S)
+
+    def _release(self) -> Release | None:
+        """How the run is given back, if it is: nothing in flight, or told to leave it to the next worker."""
+        at = self.parts.now()
+        if in_flight(self.state, at) and self.leaving != "now":
+            return None
+        if self.phase == "suspended":
+            return Release(status="suspended", due_at=wake_at(self.state))
+        if self.phase in ("completed", "failed", "cancelled"):
+            return Release(status=self.phase, due_at=None)
+        unfinished = due(self.agents, self.state) or in_flight(self.state, at)
+        return Release(status="queued", due_at=at if unfinished else wake_at(self.state))
+
+    def _start(self) -> None:
+        for effect in self.starting:
+            self.running[_key(effect)] = (effect, asyncio.create_task(self._perform(effect)))
+        self.starting = []
+
+    async def _perform(self, effect: Effect) -> None:
+        event = await perform(self.parts, self.place, self.agents[effect.agent], effect)
+        self.running.pop(_key(effect), None)
+        self.happened.put_nowait(event)
+
+    async def _next(self) -> ev.Event | None:
+        """The next thing that happens; a Ticked when a time comes first."""
+        wake = wake_at(self.state)
+        delay_s = None if wake is None else max(0.0, (wake - self.parts.now()).total_seconds())
+        try:
+            return await asyncio.wait_for(self.happened.get(), delay_s)
+        except TimeoutError:
+            return ev.Ticked(at=self.parts.now())
+
+    def _stop_abandoned(self) -> None:
+        """End what still runs for attempts that no answer can reach any more: cancelled, failed or over budget."""
+        alive = {_lost_key(lost) for lost in in_flight(self.state, self.state.updated_at)}
+        for key in self.running.keys() - alive:
+            effect, task = self.running.pop(key)
+            task.cancel()
+            self.stopping.append(asyncio.create_task(stop(self.parts, self.place, effect)))
+
+    def _charge(self, event: ev.Replied) -> LedgerRow:
+        """The ledger's row for a reply, written in the commit of the step that it pays for."""
+        frame = next(frame for frame in frames(self.state.root) if frame.id == event.frame)
+        source = event.message.source if event.message else None
+        return LedgerRow(
+            seq=self.state.rev + 1,
+            at=event.at,
+            user_id=self.place.user,
+            agent_name=frame.agent.name,
+            provider=source.provider if source else "",
+            model=source.model if source else "",
+            attempt=event.attempt,
+            usage=(event.message and event.message.usage) or Usage(),
+            usd_micros=event.usd_micros,
+        )
+
+
+def _announcement(effect: Effect, at: datetime) -> ev.Event:
+    if isinstance(effect, CallModel):
+        return ev.ModelAsked(at=at, frame=effect.frame, step=effect.step, attempt=effect.attempt, model=effect.model)
+    return ev.Intended(at=at, call=effect.call, attempt=effect.attempt)
+
+
+def _key(effect: Effect) -> Key:
+    if isinstance(effect, CallModel):
+        return "model", f"{effect.frame}#{effect.step}", effect.attempt
+    return "tool", effect.call, effect.attempt
+
+
+def _lost_key(lost: ev.ModelLost | ev.CallLost) -> Key:
+    if isinstance(lost, ev.ModelLost):
+        return "model", f"{lost.frame}#{lost.step}", lost.attempt
+    return "tool", lost.call, lost.attempt

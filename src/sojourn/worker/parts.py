@@ -1,0 +1,58 @@
+"""What a worker works with, and whose run it works on: `wiring` makes the Parts once, `drive.py` a Place a run."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from sojourn.loop.events import Noted
+from sojourn.loop.messages import Usage
+from sojourn.models.model import Models
+from sojourn.sandboxes.sandbox import Provider, Spec
+from sojourn.settings import Settings
+from sojourn.store.commits import Committer
+from sojourn.store.db import Database
+from sojourn.store.deltas import DeltaWriter
+from sojourn.store.doorbell import Doorbell
+from sojourn.store.rows import Claimed
+from sojourn.tools.tool import Toolbox
+
+Price = Callable[[str, Usage], int | None]
+"""The cost of one call in micro-USD, by model reference; None where the price is not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The adapters and settings of one worker process."""
+
+    worker_id: str
+    host: str
+    settings: Settings
+    database: Database
+    doorbell: Doorbell
+    committer: Committer
+    deltas: DeltaWriter
+    models: Models
+    tools: Toolbox
+    sandboxes: Provider
+    sandbox_spec: Spec
+    price: Price
+    now: Callable[[], datetime]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Whose run an effect belongs to. `note` puts a fact into the run's journal."""
+
+    tenant: str
+    user: str
+    session_id: str
+    claimed: Claimed
+    note: Callable[[Noted], None]
+    opening: asyncio.Lock = field(default_factory=asyncio.Lock)
+    opened: list[str] = field(default_factory=list)
+    """Holds this host once the session's files are known to be here."""
+
+    @property
+    def run_id(self) -> str:
+        return self.claimed.run_id
