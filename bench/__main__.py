@@ -8,6 +8,7 @@ The rule: each bench has the machine to itself, in a process of its own, and one
 import argparse
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +17,8 @@ import msgspec
 
 from bench.figure import Figure, table
 
-NOT_BENCHES = {"__init__", "__main__", "figure"}
-ALONE = {"snapshot"}  # compares libraries that Sojourn does not install; its page in docs/decisions/ says how to run it
 TIME_OUT_S = 900.0
+IMPORT = re.compile(r"^from bench\.figure import .*\breport\b", re.MULTILINE)
 
 _line = msgspec.json.Decoder(Figure)
 
@@ -46,9 +46,9 @@ def main() -> int:
 
 
 def names() -> list[str]:
-    """The benches that stand in this folder."""
-    found = {path.stem for path in Path(__file__).parent.glob("*.py")}
-    return sorted(found - NOT_BENCHES - ALONE)
+    """The benches that stand in this folder: the modules that import `report`."""
+    modules = Path(__file__).parent.glob("[a-z]*.py")
+    return sorted(path.stem for path in modules if IMPORT.search(path.read_text()))
 
 
 def measure(name: str) -> list[Figure]:

@@ -3,6 +3,8 @@
 The rule: a figure without a target is a fact, and a figure that was not measured is not met.
 """
 
+import math
+import statistics
 import sys
 from collections.abc import Sequence
 
@@ -23,6 +25,24 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """In words, such as "p50 <= 10, p99 <= 30"."""
     met: bool | None = None
     """None: there is no target."""
+
+
+def spread(
+    id: str, what: str, unit: str, values: Sequence[float], *, most: tuple[float, float | None] = (math.inf, None)
+) -> Figure:
+    """Make a figure of many values. `most` bounds its median, and its 99th percentile where one is wanted."""
+    median, tail = statistics.median(values), sorted(values)[math.ceil(0.99 * len(values)) - 1]
+    median_max, tail_max = most
+    target = f"p50 <= {median_max:g}" + (f", p99 <= {tail_max:g}" if tail_max is not None else "")
+    return Figure(
+        id=id,
+        what=what,
+        unit=unit,
+        median=median,
+        p99=tail if len(values) >= 50 else None,
+        target="" if median_max == math.inf else target,
+        met=None if median_max == math.inf else median <= median_max and (tail_max is None or tail <= tail_max),
+    )
 
 
 HEAD = ("id", "what", "median", "p99", "unit", "floor", "target", "met")

@@ -1,6 +1,6 @@
 """What one streamed model call costs in CPU, with many in flight in one process.
 
-    python bench/model_call.py [--calls 2000] [--in-flight 1000] [--dialect openai]
+    python -m bench.model_call [--calls 2000] [--in-flight 1000] [--dialect openai]
 
 The server is a process of its own that answers every request with the same 47 events, one packet an event, spread over
 two seconds, so that all calls are open at once. The CPU time is that of this process alone.
@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 import msgspec
 import uvloop
 
+from bench.figure import Figure, report
 from sojourn.loop.messages import Message, said
 from sojourn.models.endpoints import Endpoints
 from sojourn.models.model import Endpoint, Request, ToolDefinition
@@ -157,17 +158,23 @@ def anthropic_events() -> list[bytes]:
 
 
 def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=2000)
     parser.add_argument("--in-flight", type=int, default=1000)
     parser.add_argument("--dialect", choices=("openai", "anthropic"))
+    parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    for dialect in [args.dialect] if args.dialect else ["openai", "anthropic"]:
-        found = uvloop.run(measure(calls=args.calls, in_flight=args.in_flight, dialect=dialect))
-        print(
-            f"{found.dialect}: {found.cpu_ms_per_call:.2f} ms of CPU a call (target {TARGET_MS}), "
-            f"{found.calls} calls, {found.in_flight} in flight, {found.wall_s:.1f} s"
-        )
+    dialects = [args.dialect] if args.dialect else ["openai", "anthropic"]
+    measured = [uvloop.run(measure(calls=args.calls, in_flight=args.in_flight, dialect=one)) for one in dialects]
+    report([figure(one) for one in measured])
+
+
+def figure(found: Measured) -> Figure:
+    """Put what was measured beside its target."""
+    what = f"CPU of one streamed {found.dialect} call, {found.in_flight:,} in flight"
+    met = found.cpu_ms_per_call <= TARGET_MS
+    return Figure(id="", what=what, unit="ms", median=found.cpu_ms_per_call, target=f"<= {TARGET_MS}", met=met)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,33 @@
 """B7: what a sandbox costs, measured through the provider as a worker calls it.
 
-`make bench` calls `measure`. The rule: real sandboxes on this machine, one at a time, and every figure in the list,
-so that the caller can show medians and tails. Targets: create <= 10 ms p50 and 30 p99, warm exec <= 3 and 10, a 4 KiB
-read or write <= 0.3, suspend and restore <= 300, destroy <= 50, an idle sandbox <= 1 MB.
+`make bench` runs it. The rule: real sandboxes on this machine, one at a time, and every figure beside its target.
 """
 
 import asyncio
-import statistics
 import tempfile
 import time
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import TypeVar
 
+from bench.figure import Figure, report, spread
 from sojourn.sandboxes.bwrap import BwrapProvider
 from sojourn.sandboxes.sandbox import Sandbox, Spec
 
 _FILES, _FILE_BYTES = 1000, 50 << 10
 _FILL = f"import os\nfor n in range({_FILES}): open(f'f{{n}}', 'wb').write(os.urandom({_FILE_BYTES}))"
 _IDLE = 20
+TARGETS: dict[str, tuple[float, float | None]] = {
+    "create to first output": (10, 30),
+    "warm exec": (3, 10),
+    "4 KiB write": (0.3, None),
+    "4 KiB read": (0.3, None),
+    "destroy": (50, None),
+    "suspend 1,000 files, 50 MiB": (300, None),
+    "restore of the same": (300, None),
+    "idle sandbox MB": (1, None),
+}
+"""The most that each may take, median and 99th percentile."""
 
 T = TypeVar("T")
 
@@ -99,8 +108,13 @@ async def _timed(figures: dict[str, list[float]], name: str, work: Awaitable[T])
     return result
 
 
+def figures(measured: dict[str, list[float]]) -> list[Figure]:
+    """Put each figure beside its target."""
+    return [
+        spread("B7", name, "MB" if name.endswith("MB") else "ms", measured[name], most=most)
+        for name, most in TARGETS.items()
+    ]
+
+
 if __name__ == "__main__":
-    for name, values in asyncio.run(measure(50)).items():
-        values.sort()
-        tail = values[min(len(values) - 1, int(len(values) * 0.99))]
-        print(f"{name:32} p50 {statistics.median(values):8.2f}   p99 {tail:8.2f}   n {len(values)}")
+    report(figures(asyncio.run(measure(100))))

@@ -24,18 +24,18 @@ ENDED = ("completed", "failed", "cancelled")
 
 
 class Installation:
-    """API, workers and simulator of one data folder."""
+    """API and workers of one data folder."""
 
-    def __init__(self, data_dir: Path, simulator: Simulator, env: Mapping[str, str]) -> None:
+    def __init__(self, data_dir: Path, model_url: str, env: Mapping[str, str]) -> None:
+        """`model_url` is where the simulator listens; `env` is added to what the processes are given."""
         self.data_dir = data_dir
-        self.simulator = simulator
         self.env = {
             "PATH": os.environ["PATH"],
             "HOME": str(data_dir),
             "SOJOURN_DATA_DIR": str(data_dir),
-            "OPENAI_BASE_URL": simulator.openai_url,
+            "OPENAI_BASE_URL": f"{model_url}/v1",
             "OPENAI_API_KEY": "sim-key",
-            "ANTHROPIC_BASE_URL": simulator.url,
+            "ANTHROPIC_BASE_URL": model_url,
             "ANTHROPIC_API_KEY": "sim-key",
             **env,
         }
@@ -138,13 +138,25 @@ class Installation:
                 await process.wait()
 
 
+def offer_tools(data_dir: Path, source: str, *names: str) -> dict[str, str]:
+    """Install functions as an operator's package would, and give the environment that finds them."""
+    site = data_dir / "site"
+    info = site / "offered-1.dist-info"
+    info.mkdir(parents=True)
+    (site / "offered.py").write_text(source)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: offered\nVersion: 1\n")
+    points = "".join(f"{name} = offered:{name}\n" for name in names)
+    (info / "entry_points.txt").write_text(f"[sojourn.tools]\n{points}")
+    return {"PYTHONPATH": str(site)}
+
+
 @asynccontextmanager
 async def installed(
     data_dir: Path, script: Any = None, *, workers: int = 1, env: Mapping[str, str] | None = None
 ) -> AsyncIterator[Installation]:
     """An installation that is ready, with `workers` worker processes."""
     async with Simulator(script) as simulator:
-        installation = Installation(data_dir, simulator, env or {})
+        installation = Installation(data_dir, simulator.url, env or {})
         try:
             await installation.start_api("--no-worker")
             for _ in range(workers):

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -352,24 +354,25 @@ async def test_a_file_that_breaks_off_is_an_error_and_leaves_nothing(
     api: ScriptedApi, sojourn: Console, tmp_path: Path
 ):
     target = tmp_path / "a.bin"
-    result = await sojourn("sessions", "get", "ses_1", "a.bin", "-o", str(target), SOJOURN_API_URL=await cut_off())
+    async with cut_off() as url:
+        result = await sojourn("sessions", "get", "ses_1", "a.bin", "-o", str(target), SOJOURN_API_URL=url)
     assert result.code == 3
     assert "broke before the file was whole" in result.err
     assert not list(tmp_path.glob("a.bin*"))
 
 
-async def cut_off() -> str:
-    """Start a server that promises more than it sends, once."""
+@asynccontextmanager
+async def cut_off() -> AsyncIterator[str]:
+    """Give the address of a server that promises more than it sends."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
         writer.close()
         await writer.wait_closed()
-        server.close()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    return f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
 async def test_json_is_whole_and_safe_whatever_it_holds(api: ScriptedApi, sojourn: Console):

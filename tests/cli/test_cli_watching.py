@@ -241,6 +241,19 @@ async def test_deltas_with_a_hole_are_followed_by_the_whole_message(api: Scripte
     assert "\nIt is one.\nIt is thirty-one.\ncompleted" in without_style(terminal.text)
 
 
+async def test_a_reply_of_several_texts_is_shown_once(api: ScriptedApi, sojourn: Console):
+    run = api.run()
+    async with sojourn.in_terminal("run", "the goal", *MODEL) as terminal:
+        await until(lambda: run.streams)
+        run.delta("message", text="First. ")
+        run.delta("message", text="Second.")
+        await terminal.shows("Second.")
+        run.event("agent.message", text="First. ", frame="/")
+        run.finish("Second.")
+        assert await terminal.end() == 0
+    assert "\nFirst. Second.\ncompleted" in without_style(terminal.text)
+
+
 async def test_whoever_joins_in_the_middle_of_a_message_sees_it_from_its_beginning(api: ScriptedApi, sojourn: Console):
     run = api.run()
     run.delta("message", text="The beginning ")

@@ -100,7 +100,7 @@ async def test_a_goal_with_a_file_is_worked_on_in_a_sandbox(sojourn: Console, tm
 
     run_id, session = found(r"(run_\w+)", result.err), found(r"(ses_\w+)", result.err)
     run = (await sojourn("get", run_id, "--json")).json
-    assert (run["status"], run["output"]) == ("completed", result.out.strip())
+    assert (run["status"], run["output"]) == ("completed", result.out)
     assert (await sojourn("runs", "--status", "completed")).out.count(run_id) == 1
     events = (await sojourn("logs", run_id, "--json")).lines
     followed = (await sojourn("logs", "-f", run_id, "--json")).lines
@@ -138,6 +138,22 @@ async def test_an_agent_is_applied_run_and_changed(sojourn: Console, tmp_path: P
     assert (await sojourn("agents", "list")).out.splitlines()[1].split()[:2] == ["echo", "1"]
     assert len((await sojourn("agents", "versions", "echo", "--json")).json["data"]) == 2
     assert "openai:sim-echo" in (await sojourn("agents", "get", "echo")).out
+
+
+async def test_a_run_that_asks_ends_the_command_with_7_and_goes_on_once_approved(sojourn: Console, tmp_path: Path):
+    file = tmp_path / "careful.toml"
+    file.write_text('name = "careful"\nmodel = "openai:counter"\ntools = ["shell"]\n[policy]\notherwise = "ask"\n')
+    assert (await sojourn("agents", "apply", str(file))).code == 0
+    asked = await sojourn("run", "How many lines?", "--agent", "careful")
+    assert asked.code == 7
+    approval, run_id = found(r"sojourn approve (\S+),", asked.err), found(r"(run_\w+)", asked.err)
+    assert approval in (await sojourn("approvals")).out
+    assert approval in (await sojourn("get", run_id)).out
+    assert (await sojourn("approve", approval, "--reason", "fine")).code == 0
+    followed = await sojourn("logs", "-f", run_id)
+    assert followed.code == 0
+    assert "decided: approve fine" in followed.out
+    assert (await sojourn("approve", approval)).code == 1
 
 
 async def test_a_new_key_works_until_it_is_revoked(sojourn: Console):

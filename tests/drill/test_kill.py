@@ -11,13 +11,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tests.installation import Installation, installed
+import pytest
+from tests.installation import Installation, installed, offer_tools
 
 from sojourn.models.simulator.script import Call, Rule, Script, When
 
-RUNS = int(os.environ.get("SOJOURN_DRILL_RUNS", "60"))
-KILLS = int(os.environ.get("SOJOURN_DRILL_KILLS", "25"))
-SEED = int(os.environ.get("SOJOURN_DRILL_SEED", "7"))
+RUNS, KILLS = (400, 150) if os.environ.get("SOJOURN_DRILL") == "full" else (60, 25)
+SEED = 7
 
 TOOLS = '''
 import os, time
@@ -60,17 +60,6 @@ SCRIPT = Script(
 )
 
 
-def offer_tools(data_dir: Path) -> dict[str, str]:
-    """Install the drill's tools as a package on a path of its own."""
-    site = data_dir / "site"
-    info = site / "drilltools-1.dist-info"
-    info.mkdir(parents=True)
-    (site / "drilltools.py").write_text(TOOLS)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: drilltools\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[sojourn.tools]\ncharge = drilltools:charge\nship = drilltools:ship\n")
-    return {"PYTHONPATH": str(site), "DRILL_EFFECTS": str(data_dir / "effects")}
-
-
 async def kill_at_random(installation: Installation, dice: random.Random, progress: asyncio.Event) -> int:
     """Kill a worker and start another, again and again, until the runs are over."""
     kills = 0
@@ -97,11 +86,13 @@ async def answer_unknown(installation: Installation, run_id: str, effects: Path)
         await asyncio.sleep(0.05)
 
 
+@pytest.mark.drill
 async def test_no_run_is_lost_and_no_effect_doubled_when_workers_are_killed(data_dir: Path) -> None:
     dice, over = random.Random(SEED), asyncio.Event()
     effects = data_dir / "effects"
     effects.touch()
-    async with installed(data_dir, SCRIPT, workers=2, env=offer_tools(data_dir)) as installation:
+    env = {**offer_tools(data_dir, TOOLS, "charge", "ship"), "DRILL_EFFECTS": str(effects)}
+    async with installed(data_dir, SCRIPT, workers=2, env=env) as installation:
         agent = {"model": "openai:sim", "tools": ["charge", "ship", "shell"]}
         runs = [await installation.run(agent=agent, input=f"order {n}") for n in range(RUNS)]
         killer = asyncio.create_task(kill_at_random(installation, dice, over))

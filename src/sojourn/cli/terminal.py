@@ -65,7 +65,7 @@ class Out:
         """Write whole lines, on lines of their own."""
         if not self.fresh:
             self.write("\n")
-        self.write(text, style)
+        self.write(text.removesuffix("\n"), style)
         self.write("\n")
 
     def table(self, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

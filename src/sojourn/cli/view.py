@@ -57,8 +57,8 @@ class View:
                 self._line(item, f"decided: {item.get('decision', '')} {item.get('reason') or ''}".rstrip(), "yellow")
             case "agent.frame_started":
                 self._line(item, f"▸ sub-agent {item.get('tool') or ''} begins", "dim")
-            case "run.failed" | "error" | "budget.exhausted":
-                self._line(item, _reason(item.get("error") or item.get("detail")), "red")
+            case "run.failed" | "error":
+                self._line(item, _reason(item["error"]), "red" if item["type"] == "run.failed" else "yellow")
             case kind if kind in _NOTES:
                 self._line(item, _NOTES[kind], "yellow")
 
@@ -70,10 +70,16 @@ class View:
             return
         if attempt != self._attempt:
             self._attempt, self._shown, self._told = attempt, {}, {}
-        kind = _KINDS[item["type"]]
-        self._told[kind] = self._told.get(kind, "") + item.get("text", "")
-        if not self._shown.get(kind, "").startswith(self._told[kind]):
-            self._catch_up(kind, self._told[kind])
+        kind, style = _KINDS[item["type"]], _STYLES[_KINDS[item["type"]]]
+        latest = next(reversed(self._shown), None)
+        shown = self._shown.pop(kind, "")
+        told = self._told[kind] = self._told.get(kind, "") + item.get("text", "")
+        self._shown[kind] = shown if shown.startswith(told) else told
+        if latest == kind and told.startswith(shown):
+            self.out.write(told[len(shown) :], style)
+        elif not shown.startswith(told):
+            self.out.write("" if self.out.fresh else "\n")
+            self.out.write(told[len(shown) :] if told.startswith(shown) else told, style)
 
     def _reset(self, item: dict[str, Any]) -> None:
         """The text is told anew: by another attempt, or because this reader came back in the middle."""
@@ -85,22 +91,17 @@ class View:
         self._attempt, self._told = _attempt(item), {}
 
     def _settle(self, kind: str, item: dict[str, Any]) -> None:
-        """The text is whole and durable: show what is missing of it."""
-        text = item.get("text", "")
-        if item.get("frame", "/") == "/" and kind in self._shown:
-            self._catch_up(kind, text)
-            del self._shown[kind]
-        else:
-            self._line(item, text if kind == "message" else _cut(text, RESULT_LINES, self.out.width * 4), _STYLES[kind])
-
-    def _catch_up(self, kind: str, text: str) -> None:
-        """Show a text of which a beginning is shown already; where they differ, all of it."""
+        """The text is whole and durable: show what is missing of it. A reply may hold several such texts."""
+        text, style = item.get("text", ""), _STYLES[kind]
         latest = next(reversed(self._shown), None)
-        shown = self._shown.pop(kind, "")
-        if text != shown and not (latest == kind and text.startswith(shown)) and not self.out.fresh:
-            self.out.write("\n")
-        self.out.write(text[len(shown) :] if text.startswith(shown) else text, _STYLES[kind])
-        self._shown[kind] = text
+        shown = self._shown.pop(kind, "") if item.get("frame", "/") == "/" else ""
+        if shown.startswith(text):
+            if rest := shown[len(text) :]:
+                self._shown[kind] = rest
+        elif shown and latest == kind and text.startswith(shown):
+            self.out.write(text[len(shown) :], style)
+        else:
+            self._line(item, text if kind == "message" else _cut(text, RESULT_LINES, self.out.width * 4), style)
 
     # ---- one line each -------------------------------------------------------------------------
 

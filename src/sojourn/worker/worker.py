@@ -122,9 +122,10 @@ class Worker:
         """Renew the lease, let go of what was stolen, and take the runs of dead workers away from them."""
         if self.life.is_closed():
             self.life = await self._register()
+        driven = dict(self.drives)
         held = await queue.beat(self.parts.database, self.parts.worker_id)
-        for run_id in self.drives.keys() - held:
-            self.drives[run_id].leave("lost")
+        for run_id in driven.keys() - held:
+            driven[run_id].leave("lost")
         stolen = await queue.steal(self.parts.database, self.parts.settings.lease_s)
         if stolen:
             log.warning("worker.stole", extra={"runs": len(stolen)})

@@ -1,0 +1,320 @@
+"""B1, B2, B3, B8, B10, B11: what the platform adds to a run, measured from outside in real processes.
+
+A caller and a model endpoint in this process, the API in a second one, one worker in a third, the embedded database.
+"""
+
+import asyncio
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import asyncpg
+import uvloop
+from tests.conftest import until
+from tests.installation import Installation, offer_tools
+
+from bench.figure import Figure, report
+from bench.thinker import Thinker
+from sojourn.store import embedded
+
+NOOP = '''
+from sojourn.tools.functions import tool
+
+@tool(effect="read")
+async def noop() -> str:
+    """Nothing."""
+    return "x" * {size}
+'''
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+class Bench:
+    """An installation with one worker, whose model is a Thinker."""
+
+    def __init__(self, installation: Installation, thinker: Thinker) -> None:
+        self.installation = installation
+        self.thinker = thinker
+        self.names = 0
+
+    @property
+    def worker(self) -> int:
+        return self.installation.workers[0].pid
+
+    async def run(self, model: str, *, steps: int = 75) -> tuple[str, str, float]:
+        """Ask for a run; its id, the name that the thinker knows it by, and when it was asked for."""
+        self.names += 1
+        name = f"n{self.names}"
+        agent = {"model": f"openai:{model}", "tools": ["noop"], "limits": {"steps": steps}}
+        began = time.perf_counter()
+        return await self.installation.run(agent=agent, input=f"bench {name}"), name, began
+
+    async def ended(self, run_id: str) -> None:
+        run = await self.installation.until(run_id)
+        assert run["status"] == "completed", run
+
+    def cpu_s(self) -> float:
+        """Processor time of the worker so far."""
+        fields = Path(f"/proc/{self.worker}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICK
+
+    def memory_kb(self) -> int:
+        """The worker's own share of memory."""
+        lines = Path(f"/proc/{self.worker}/smaps_rollup").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+async def first_byte(bench: Bench) -> list[Figure]:
+    """B1: from POST to the model's endpoint being asked."""
+    times: list[float] = []
+    for _ in range(150):
+        run_id, name, began = await bench.run("0-1")
+        await bench.ended(run_id)
+        times.append((bench.thinker.asked[name][0] - began) * 1000)
+    p50, p99 = _quantiles(times[20:])
+    met = p50 <= 10 and p99 <= 30
+    return [
+        Figure(
+            id="B1",
+            what="POST to the model asked",
+            unit="ms",
+            median=p50,
+            p99=p99,
+            target="p50 <= 10, p99 <= 30",
+            met=met,
+        )
+    ]
+
+
+async def added(bench: Bench) -> list[Figure]:
+    """B2: from the end of one reply to the next request, with a tool that does nothing between."""
+    gaps: list[float] = []
+    for _ in range(12):
+        run_id, name, _ = await bench.run("9-40")
+        await bench.ended(run_id)
+        gaps += _gaps(bench.thinker, name)
+    p50, p99 = _quantiles(gaps)
+    return [
+        Figure(id="B2", what="added to a step, 1 run", unit="ms", median=p50, p99=p99, target="p50 <= 3", met=p50 <= 3)
+    ]
+
+
+async def many(bench: Bench, model: str, runs: int, target: float) -> list[Figure]:
+    """B2: steps a second with many runs at once, and what one costs the worker."""
+    steps = runs * (int(model.partition("-")[0]) + 1)
+    cpu, began = bench.cpu_s(), time.perf_counter()
+    asked = await asyncio.gather(*(bench.run(model) for _ in range(runs)))
+    await asyncio.gather(*(bench.ended(run_id) for run_id, _, _ in asked))
+    wall_s, cpu_s = time.perf_counter() - began, bench.cpu_s() - cpu
+    rate = steps / cpu_s
+    what = f"{runs} runs, {model.partition('-')[2]} chunks"
+    return [
+        Figure(
+            id="B2",
+            what=f"steps/s per worker core, {what}",
+            unit="1/s",
+            median=rate,
+            target=f">= {target:g}",
+            met=rate >= target,
+        ),
+        Figure(id="B2", what=f"steps/s all in on this machine, {what}", unit="1/s", median=steps / wall_s),
+    ]
+
+
+async def one_step(bench: Bench) -> list[Figure]:
+    """B3: runs of one step, as many as come through."""
+    count, lanes = 600, asyncio.Semaphore(60)
+
+    async def one() -> None:
+        async with lanes:
+            run_id, _, _ = await bench.run("0-1")
+        await bench.ended(run_id)
+
+    began = time.perf_counter()
+    await asyncio.gather(*(one() for _ in range(count)))
+    rate = count / (time.perf_counter() - began)
+    return [Figure(id="B3", what="one-step runs a second", unit="1/s", median=rate, target=">= 330", met=rate >= 330)]
+
+
+async def late_steps(bench: Bench) -> list[Figure]:
+    """B8: the last steps of a run of 200 with 20 KB results against its first."""
+    run_id, name, _ = await bench.run("199-1", steps=250)
+    cluster = await embedded.start(bench.installation.data_dir)
+    connection = await asyncpg.connect(cluster.dsns.migrate)
+    written: dict[int, int] = {}
+    asked = bench.thinker.asked.setdefault(name, [])
+    while len(asked) < 200:
+        done = len(asked)
+        if done not in written:
+            written[done] = await connection.fetchval("select pg_current_wal_lsn() - '0/0'")
+        await asyncio.sleep(0.002)
+    await bench.ended(run_id)
+    await connection.close()
+    await cluster.close()
+    gaps = _gaps(bench.thinker, name)
+    slower = statistics.median(gaps[-30:]) / statistics.median(gaps[5:35])
+    more = _rate(written, 160, 195) / _rate(written, 5, 40)
+    return [
+        Figure(
+            id="B8",
+            what="time of step 200 against step 1, 20 KB results",
+            unit="x",
+            median=slower,
+            target="<= 1.5",
+            met=slower <= 1.5,
+        ),
+        Figure(id="B8", what="bytes written by the same", unit="x", median=more, target="<= 1.2", met=more <= 1.2),
+    ]
+
+
+async def in_flight(bench: Bench) -> list[Figure]:
+    """B10: memory of a run whose model is answering."""
+    before, count = bench.memory_kb(), 1000
+    asked = await asyncio.gather(*(bench.run("hold") for _ in range(count)))
+    await until(lambda: bench.thinker.holding == count, 120)
+    each = (bench.memory_kb() - before) / count
+    gaps = []
+    for _ in range(3):
+        run_id, name, _ = await bench.run("9-40")
+        await bench.ended(run_id)
+        gaps += _gaps(bench.thinker, name)
+    bench.thinker.let_go.set()
+    await asyncio.gather(*(bench.ended(run_id) for run_id, _, _ in asked))
+    return [
+        Figure(
+            id="B10",
+            what="memory of one run in flight, of 1,000",
+            unit="KB",
+            median=each,
+            target="<= 150",
+            met=each <= 150,
+        ),
+        Figure(
+            id="B10",
+            what="added to a step beside 1,000 in flight",
+            unit="ms",
+            median=_quantiles(gaps)[0],
+            p99=_quantiles(gaps)[1],
+        ),
+    ]
+
+
+async def starts(data_dir: Path, env: dict[str, str]) -> list[Figure]:
+    """B11: the second start of a server, and the command line's own."""
+    times = []
+    for _ in range(4):
+        began = time.perf_counter()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "sojourn.cli", "serve", "--port", "0", env=env, stdout=asyncio.subprocess.PIPE
+        )
+        assert process.stdout is not None
+        while b"listens on" not in (line := await process.stdout.readline()):
+            assert line, "the server did not start"
+        times.append((time.perf_counter() - began) * 1000)
+        process.terminate()
+        await process.communicate()
+        await until(lambda: not embedded.running(data_dir))
+    commands = []
+    for _ in range(15):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "sojourn.cli", "version"], env=env, check=True, stdout=subprocess.DEVNULL)
+        commands.append((time.perf_counter() - began) * 1000)
+    start, command = statistics.median(times[1:]), statistics.median(commands)
+    floor = _python_start_ms()
+    return [
+        Figure(
+            id="B11",
+            what="`sojourn serve` to ready, later starts",
+            unit="ms",
+            median=start,
+            target="<= 2000",
+            met=start <= 2000,
+        ),
+        Figure(
+            id="B11",
+            what="the command line's own start",
+            unit="ms",
+            median=command,
+            floor=f"python alone {floor:.0f} ms",
+            target="<= 150",
+            met=command <= 150,
+        ),
+    ]
+
+
+def _python_start_ms() -> float:
+    times = []
+    for _ in range(10):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "pass"], check=True)
+        times.append((time.perf_counter() - began) * 1000)
+    return statistics.median(times)
+
+
+def _gaps(thinker: Thinker, name: str) -> list[float]:
+    """Milliseconds from the end of each reply to the next request."""
+    return [
+        (asked - ended) * 1000 for ended, asked in zip(thinker.answered[name], thinker.asked[name][1:], strict=False)
+    ]
+
+
+def _rate(written: dict[int, int], low: int, high: int) -> float:
+    """Bytes a step between two steps that were looked at."""
+    inside = sorted(step for step in written if low <= step <= high)
+    return (written[inside[-1]] - written[inside[0]]) / (inside[-1] - inside[0])
+
+
+def _quantiles(times: list[float]) -> tuple[float, float]:
+    ordered = sorted(times)
+    return statistics.median(ordered), ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
+
+
+async def with_bench(size: int, measure: Callable[[Bench], Awaitable[list[Figure]]], **env: str) -> list[Figure]:
+    """Measure on an installation of its own."""
+    data_dir = Path(tempfile.mkdtemp(prefix="sojourn-bench-"))
+    try:
+        async with Thinker() as thinker:
+            offered = offer_tools(data_dir, NOOP.replace("{size}", str(size)), "noop")
+            extra = {"OPENAI_BASE_URL": thinker.url, "SOJOURN_LOG_LEVEL": "warning", **offered, **env}
+            installation = Installation(data_dir, thinker.url, extra)
+            try:
+                await installation.start_api("--no-worker")
+                await installation.start_worker()
+                return await measure(Bench(installation, thinker))
+            finally:
+                await installation.stop()
+    finally:
+        await until(lambda: not embedded.running(data_dir))
+        shutil.rmtree(data_dir)
+
+
+async def main() -> None:
+    async def hot_path(bench: Bench) -> list[Figure]:
+        return [
+            *await first_byte(bench),
+            *await added(bench),
+            *await many(bench, "9-40", 100, 300),
+            *await many(bench, "9-1", 100, 800),
+            *await one_step(bench),
+        ]
+
+    figures = await with_bench(10, hot_path)
+    figures += await with_bench(20_000, late_steps)
+    figures += await with_bench(10, in_flight, SOJOURN_WORKER_RUNS_MAX="1100", SOJOURN_QUEUED_RUNS_MAX="2000")
+    data_dir = Path(tempfile.mkdtemp(prefix="sojourn-bench-"))
+    try:
+        figures += await starts(
+            data_dir, {"PATH": os.environ["PATH"], "HOME": str(data_dir), "SOJOURN_DATA_DIR": str(data_dir)}
+        )
+    finally:
+        shutil.rmtree(data_dir)
+    report(figures)
+
+
+if __name__ == "__main__":
+    uvloop.run(main())
