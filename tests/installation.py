@@ -17,6 +17,9 @@ import aiohttp
 import msgspec
 
 from sojourn.models.simulator import Simulator
+from sojourn.sandboxes.bwrap import BwrapProvider
+from sojourn.store import embedded
+from tests.conftest import until
 
 START_S = 60.0
 RUN_S = 120.0
@@ -136,6 +139,10 @@ class Installation:
             except TimeoutError:
                 process.send_signal(signal.SIGKILL)
                 await process.wait()
+        sandboxes = BwrapProvider(self.data_dir / "sandboxes")
+        await sandboxes.reap(frozenset())
+        await sandboxes.close()
+        await until(lambda: not embedded.running(self.data_dir))
 
 
 def offer_tools(data_dir: Path, source: str, *names: str) -> dict[str, str]:

@@ -113,6 +113,12 @@ class Executing:
         assert (result.code, result.stderr) == (127, "no-such-program: No such file or directory\n")
         assert (await run(sandbox, "true", cwd="/nowhere")).code == 126
 
+    async def test_many_that_are_not_there_leave_nothing_that_holds_the_sandbox(self, provider: Provider) -> None:
+        sandbox = await provider.create(f"ses_{uuid4().hex}", SMALL)
+        results = await asyncio.gather(*(run(sandbox, "no-such-program") for _ in range(60)))
+        assert {(result.code, result.stderr.count("\n")) for result in results} == {(127, 1)}
+        await asyncio.wait_for(sandbox.destroy(), 20)
+
     async def test_words_that_cannot_be_words_are_refused(self, sandbox: Sandbox) -> None:
         for argv in ([], [""], ["a\0b"], ["echo", "x" * (200 << 10)]):
             with pytest.raises(Invalid):

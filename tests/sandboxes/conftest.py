@@ -88,7 +88,10 @@ def folder_of() -> Iterator[Callable[[], Path]]:
         return folders[-1]
 
     yield make
+    deadline = time.monotonic() + 20.0
     for folder in folders:
+        while (folder / "keeper.sock").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)  # its keeper is about to end, and removes the socket
         shutil.rmtree(folder)
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from tests.sandboxes.conftest import SMALL, run
+
 from sojourn.errors import Invalid, OverLimit, SojournError
 from sojourn.sandboxes import archive
 from sojourn.sandboxes.bwrap import BwrapProvider
 from sojourn.sandboxes.sandbox import Limits, Snapshot, Spec
-
-from tests.sandboxes.conftest import SMALL, run
 
 LIMITS = Limits(disk_bytes=1 << 20, inodes=50)
 

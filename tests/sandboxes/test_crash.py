@@ -13,12 +13,12 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from tests.sandboxes.conftest import SMALL, collect, eventually, host_pids, run
+
 from sojourn.errors import SandboxUnavailable
 from sojourn.sandboxes.bwrap import BwrapProvider
 from sojourn.sandboxes.keeper import protocol
 from sojourn.sandboxes.sandbox import ExecUnknown
-
-from tests.sandboxes.conftest import SMALL, collect, eventually, host_pids, run
 
 WORKER = """
 import asyncio, sys
@@ -192,7 +192,7 @@ async def test_without_a_usable_bubblewrap_the_probe_says_why(folder_of: Callabl
     for script, reason in (("echo bubblewrap 0.4.1", "older"), ("echo bubblewrap 0.11.0; exit 1", "did not start")):
         fake.write_text(f"#!/bin/sh\n{script}\n")
         fake.chmod(0o755)
-        provider = BwrapProvider(folder / "data", bwrap=fake, idle_s=0.1)
+        provider = BwrapProvider(folder / "data", bwrap=fake, idle_s=1.0)
         capability = await provider.probe()
         assert not capability.ready
         assert reason in capability.reason
@@ -200,4 +200,4 @@ async def test_without_a_usable_bubblewrap_the_probe_says_why(folder_of: Callabl
             await provider.create("ses_i", SMALL)
         await eventually(lambda: not (folder / "data" / protocol.SOCKET).exists())
     fake.chmod(0o4755)
-    assert "setuid" in (await BwrapProvider(folder / "data", bwrap=fake, idle_s=0.1).probe()).reason
+    assert "setuid" in (await BwrapProvider(folder / "data", bwrap=fake, idle_s=1.0).probe()).reason

@@ -1,4 +1,4 @@
-"""Programs that take more than their share of processes, memory, disk, processor, output; on each rung of the ladder."""
+"""Programs that take more than their share of processes, memory, disk, processor, output; on each rung."""
 
 import os
 import socket
@@ -9,12 +9,12 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from tests.sandboxes.conftest import SMALL, python, run
+
 from sojourn.errors import SandboxUnavailable
 from sojourn.sandboxes.bwrap import BwrapProvider
-from sojourn.sandboxes.keeper import cgroups
+from sojourn.sandboxes.kernel import cgroups
 from sojourn.sandboxes.sandbox import Limits, Sandbox, Spec
-
-from tests.sandboxes.conftest import SMALL, python, run
 
 RUNGS = {"poller": False} | ({"cgroups": True} if cgroups.find("sojourn-probe").found else {})
 cgroups.find("sojourn-probe").close()
@@ -69,7 +69,7 @@ async def test_memory_in_shared_filesystems_is_bounded(sandbox: Sandbox) -> None
             sandbox,
             "sh",
             "-c",
-            f"dd if=/dev/zero of={folder}/a bs=1M count=30; dd if=/dev/zero of={folder}/b bs=1M count=300; du -sm {folder}",
+            f"for n in a b; do dd if=/dev/zero of={folder}/$n bs=1M count=200; done; du -sm {folder}",
         )
         assert int(result.stdout.split()[0]) <= SMALL.limits.memory_bytes >> 22
     await run(sandbox, "sh", "-c", "rm /tmp/? /dev/shm/?")
@@ -102,7 +102,13 @@ MANY_BYTES = (
     "import time\nfor n in range(100):\n  open(f'f{n}', 'wb').write(bytes(4 << 20)); time.sleep(0.02)\ntime.sleep(20)"
 )
 MANY_FILES = "import time\nfor n in range(20000):\n  open(f'f{n}', 'w'); n % 50 or time.sleep(0.002)\ntime.sleep(20)"
-MANY_NAMES = "import os,time\nfor n in range(20000):\n  os.makedirs(f'd{n % 100}/{n}'); n % 50 or time.sleep(0.002)\ntime.sleep(20)"
+MANY_NAMES = """
+import os, time
+for n in range(20000):
+    os.makedirs(f"d{n % 100}/{n}")
+    n % 50 or time.sleep(0.002)
+time.sleep(20)
+"""
 DELETED = """
 import os, time
 kept = []

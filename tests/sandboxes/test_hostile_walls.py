@@ -1,4 +1,4 @@
-"""Programs that try to see or reach what is outside of their sandbox. Each must fail in the way that is written here."""
+"""Programs that try to see or reach what is outside of their sandbox; each must fail as is written here."""
 
 import contextlib
 import json
@@ -148,8 +148,9 @@ async def test_signals_do_not_leave(sandbox: Sandbox) -> None:
 UNWRITABLE = [
     "/proc/sys/kernel/core_pattern", "/proc/sys/kernel/shmmax", "/proc/sys/net/ipv4/ip_forward", "/proc/sysrq-trigger",
     "/proc/1/mem", "/proc/self/mem", "/proc/self/oom_score_adj", "/proc/1/oom_score_adj", "/proc/self/uid_map",
-    "/proc/self/attr/current", "/proc/sys/user/max_user_namespaces", "/etc/passwd", "/etc/ld.so.preload", "/usr/bin/new",
-    "/usr/lib/new", "/new", "/dev/new", "/run/new", "/opt/python/new", "/var/new", "/sys/kernel/uevent_helper",
+    "/proc/self/attr/current", "/proc/sys/user/max_user_namespaces", "/etc/passwd", "/etc/ld.so.preload",
+    "/usr/bin/new", "/usr/lib/new", "/new", "/dev/new", "/run/new", "/opt/python/new", "/var/new",
+    "/sys/kernel/uevent_helper",
 ]  # fmt: skip
 WRITE = """
 for path in %r:

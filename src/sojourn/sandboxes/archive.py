@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sojourn.errors import Invalid, OverLimit
-from sojourn.sandboxes.keeper.linux import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, names_in, openat2
+from sojourn.sandboxes.kernel.calls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, names_in, openat2
 from sojourn.sandboxes.sandbox import Limits, Snapshot
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

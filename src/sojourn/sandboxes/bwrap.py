@@ -15,7 +15,8 @@ from pathlib import Path
 
 from sojourn.errors import Invalid, SandboxUnavailable
 from sojourn.sandboxes import archive
-from sojourn.sandboxes.keeper import protocol, tree
+from sojourn.sandboxes.keeper import protocol
+from sojourn.sandboxes.kernel import tree
 from sojourn.sandboxes.sandbox import (
     WORKSPACE,
     Capability,

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 from sojourn.errors import Invalid, NotFound, OverLimit, Unavailable
-from sojourn.sandboxes.keeper import tree
-from sojourn.sandboxes.keeper.linux import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, names_in, openat2
+from sojourn.sandboxes.kernel import tree
+from sojourn.sandboxes.kernel.calls import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, names_in, openat2
 from sojourn.sandboxes.sandbox import WORKSPACE, FileStat
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK

@@ -58,8 +58,8 @@ class Drive:
         self.starting: list[Effect] = []
         self.running: dict[Key, tuple[Effect, asyncio.Task[None]]] = {}
         self.stopping: list[asyncio.Task[None]] = []
-        for lost in in_flight(self.state, parts.now()):
-            self.happened.put_nowait(lost)
+        for event in (*in_flight(self.state, parts.now()), ev.Ticked(at=parts.now())):
+            self.happened.put_nowait(event)
         self.deliver(opened.inbox)
 
     # ---- from outside ----

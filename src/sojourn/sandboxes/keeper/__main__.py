@@ -18,14 +18,17 @@ import time
 from pathlib import Path
 
 from sojourn.errors import SandboxUnavailable
-from sojourn.sandboxes.keeper import cgroups, filter, protocol, stage, tree
-from sojourn.sandboxes.keeper.bubblewrap import find
-from sojourn.sandboxes.keeper.forking import Forker
+from sojourn.sandboxes.keeper import protocol
 from sojourn.sandboxes.keeper.server import Keeper, Machine
+from sojourn.sandboxes.kernel import cgroups, filter, tree
+from sojourn.sandboxes.start import stage
+from sojourn.sandboxes.start.bubblewrap import find
+from sojourn.sandboxes.start.forking import Forker
 
 _START_S = 20.0
 _BACKLOG = 128
 _READY = "ready\n"
+_LINE = "%(asctime)s %(levelname)s %(message)s session=%(session)s"
 
 
 def main() -> int:
@@ -132,7 +135,9 @@ def _detach() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for target, source in enumerate((null, log, log)):
         os.dup2(source, target)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(_LINE, defaults={"session": "-"}))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def _leave_own_executable() -> None:

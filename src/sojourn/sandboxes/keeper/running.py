@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sojourn.sandboxes.keeper import child
-from sojourn.sandboxes.keeper.forking import Forker
-from sojourn.sandboxes.keeper.launch import Doors
-from sojourn.sandboxes.keeper.processes import Processes
 from sojourn.sandboxes.keeper.protocol import Exec
 from sojourn.sandboxes.keeper.pump import Pump
 from sojourn.sandboxes.keeper.transcript import Transcript
-from sojourn.sandboxes.keeper.waiting import read_all, readable, reaped
+from sojourn.sandboxes.kernel.processes import Processes
+from sojourn.sandboxes.kernel.waiting import read_all, readable, reaped
 from sojourn.sandboxes.sandbox import Exit, Limits
+from sojourn.sandboxes.start import child
+from sojourn.sandboxes.start.forking import Forker
+from sojourn.sandboxes.start.launch import Doors
 
 _GRACE_S = 2.0
 _REAPED_S = 10.0
@@ -125,8 +125,9 @@ class Running:
         finally:
             os.close(status)
         reaped(joiner)
-        pid = struct.unpack_from("=i", answer)[0] if len(answer) >= 4 else 0
-        refusal = answer[4:] if answer else bytes([126]) + b"the sandbox has no room for a process"
+        said = child.records(answer)
+        pid = struct.unpack("=i", said[child.PROGRAM])[0] if child.PROGRAM in said else 0
+        refusal = said.get(child.REFUSED, b"" if pid else bytes([126]) + b"the sandbox has no room for a process")
         if pid:
             self._session = _pid_inside(pid)
         return pid, refusal

@@ -18,15 +18,17 @@ from pathlib import Path
 import msgspec
 
 from sojourn.errors import SandboxUnavailable
-from sojourn.sandboxes.keeper import child, protocol, tree
-from sojourn.sandboxes.keeper.cgroups import Cgroups
-from sojourn.sandboxes.keeper.filter import assemble
-from sojourn.sandboxes.keeper.forking import Forker
-from sojourn.sandboxes.keeper.launch import Ground, launch
+from sojourn.sandboxes.keeper import protocol
 from sojourn.sandboxes.keeper.session import Session
-from sojourn.sandboxes.keeper.stage import Stage
-from sojourn.sandboxes.keeper.uids import Uids
+from sojourn.sandboxes.kernel import tree
+from sojourn.sandboxes.kernel.cgroups import Cgroups
+from sojourn.sandboxes.kernel.filter import assemble
 from sojourn.sandboxes.sandbox import Capability, Destroyed, Isolation, Limits, Spec
+from sojourn.sandboxes.start import child
+from sojourn.sandboxes.start.forking import Forker
+from sojourn.sandboxes.start.launch import Ground, launch
+from sojourn.sandboxes.start.stage import Stage
+from sojourn.sandboxes.start.uids import Uids
 
 log = logging.getLogger("sojourn.sandboxes")
 
@@ -60,6 +62,7 @@ class Keeper:
         self._clients = 0
         self._verdict: Capability | None = None
         self._turn = 0
+        self._stray = 0
         self._used = asyncio.get_running_loop().time()
 
     async def until_idle(self) -> None:
@@ -68,10 +71,22 @@ class Keeper:
         while True:
             if self._clients or self._sessions:
                 self._used = loop.time()
+            self._reap_stray()
             left_s = self._used + self._idle_s - loop.time()
             if left_s <= 0:
                 return
             await asyncio.sleep(min(left_s, 1.0))
+
+    def _reap_stray(self) -> None:
+        """Reap a child that has been dead for two looks: its pid was lost with the process that should have told it.
+
+        A sandbox's init cannot end before all of its processes are reaped.
+        """
+        dead = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        pid = dead.si_pid if dead is not None else 0
+        if pid and pid == self._stray:
+            os.waitpid(pid, os.WNOHANG)
+        self._stray = pid
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection: one request and its replies."""

@@ -11,13 +11,13 @@ import signal
 from pathlib import Path
 from typing import Literal
 
-from sojourn.sandboxes.keeper.launch import Ground, Standing
-from sojourn.sandboxes.keeper.processes import Processes
 from sojourn.sandboxes.keeper.protocol import Exec
 from sojourn.sandboxes.keeper.running import Place, Running
-from sojourn.sandboxes.keeper.waiting import is_readable, readable, reaped
 from sojourn.sandboxes.keeper.watch import Watch
+from sojourn.sandboxes.kernel.processes import Processes
+from sojourn.sandboxes.kernel.waiting import is_readable, readable, reaped
 from sojourn.sandboxes.sandbox import Spec
+from sojourn.sandboxes.start.launch import Ground, Standing
 
 _KEPT_BYTES = 2 << 20
 
@@ -93,8 +93,9 @@ class Session:
     async def _await_end(self) -> None:
         """Wait for the init, which ends after all of its namespace, then give everything back."""
         await readable(self._standing.doors.init)
-        os.kill(self._standing.bwrap, signal.SIGKILL)
-        reaped(self._standing.bwrap)
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(self._standing.bwrap, signal.SIGKILL)
+            reaped(self._standing.bwrap)
         if self._programs:
             await asyncio.wait(self._programs)
         self._watching.cancel()

@@ -1,7 +1,8 @@
 """The poller: ends what has used more than its share where the kernel keeps no account of it.
 
 `session.py` runs one per sandbox. Memory is watched only where there is no memory cgroup; disk always, since a folder
-has no quota of its own. The rule: it costs nothing while nothing runs, and a twentieth of a processor at most.
+has no quota of its own. The rule: it costs nothing while nothing runs; else it looks every 50 ms, less often the longer
+a look takes, and every two seconds at the least.
 """
 
 import asyncio
@@ -12,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from sojourn.sandboxes.keeper.processes import Processes
-from sojourn.sandboxes.keeper.tree import Usage, measure
+from sojourn.sandboxes.kernel.processes import Processes
+from sojourn.sandboxes.kernel.tree import Usage, measure
 from sojourn.sandboxes.sandbox import Limits
 
-_LEAST_S = 0.05
+_LEAST_S, _MOST_S = 0.05, 2.0
 _COST = 20
 _TMPFS_INODE_BYTES = 1024
 
@@ -93,7 +94,7 @@ class Watch:
 
 def _next(began: float) -> float:
     now = time.monotonic()
-    return now + max(_LEAST_S, (now - began) * _COST)
+    return now + min(_MOST_S, max(_LEAST_S, (now - began) * _COST))
 
 
 def _sum_kb(text: str, names: tuple[str, ...]) -> int:

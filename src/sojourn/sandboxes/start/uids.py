@@ -9,7 +9,7 @@ import itertools
 import os
 from pathlib import Path
 
-from sojourn.sandboxes.keeper import tree
+from sojourn.sandboxes.kernel import tree
 
 # Source: systemd.io/UIDS-GIDS (2025-11): no software allocates from this range. A data folder gets a slice of it.
 _FIRST, _SLICES, _SLICE = 1_879_048_192, 4096, 65_536

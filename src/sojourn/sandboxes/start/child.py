@@ -13,8 +13,10 @@ import struct
 from dataclasses import dataclass
 from typing import NoReturn
 
-from sojourn.sandboxes.keeper import linux
+from sojourn.sandboxes.kernel import calls
 
+PROGRAM, REFUSED = 1, 2
+_HEAD = struct.Struct("=BH")
 _NICENESS = 5
 _OOM_SCORE = 700  # when the host runs out of memory, a workload goes before the platform
 _CAUGHT = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP)
@@ -48,7 +50,7 @@ def become_bubblewrap(argv: tuple[str, ...], body: Body, descriptors: list[int])
     """
     try:
         _become(body)
-        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+        calls.prctl(calls.PR_SET_PDEATHSIG, signal.SIGKILL)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         _arrange(descriptors)
         os.execve(argv[0], argv, {})  # noqa: S606
@@ -61,23 +63,23 @@ def enter(program: Program, body: Body, descriptors: list[int]) -> NoReturn:
     """Join a sandbox and fork the program there, as a child of the keeper.
 
     `descriptors`: the init's pidfd, the outer user namespace (which owns the others), the inner one, then the program's
-    0, 1 and 2, then one that receives the program's pid on the host (4 bytes) and closes when the exec has succeeded;
-    else one byte with the exit code and a message follow.
+    0, 1 and 2, then one that receives records and closes when the exec has succeeded. The two processes write to it in
+    any order; see `records`.
     """
     init, outer, inner, *streams, status = descriptors
     try:
         _become(body)
-        linux.prctl(linux.PR_SET_DUMPABLE, 0)
-        linux.setns(outer, linux.CLONE_NEWUSER)
-        linux.setns(init, linux.EVERY_NAMESPACE_BUT_USER)
-        linux.setns(inner, linux.CLONE_NEWUSER)
-        linux.prctl(linux.PR_SET_DUMPABLE, 0)
-        pid = linux.clone_sibling()
+        calls.prctl(calls.PR_SET_DUMPABLE, 0)
+        calls.setns(outer, calls.CLONE_NEWUSER)
+        calls.setns(init, calls.EVERY_NAMESPACE_BUT_USER)
+        calls.setns(inner, calls.CLONE_NEWUSER)
+        calls.prctl(calls.PR_SET_DUMPABLE, 0)
+        pid = calls.clone_sibling()
         if pid == 0:
             _run(program, body, streams, status)
-        os.write(status, struct.pack("=i", pid))
+        os.write(status, _record(PROGRAM, struct.pack("=i", pid)))
     except BaseException as error:
-        os.write(status, struct.pack("=i", 0) + _verdict(126, f"cannot enter the sandbox: {error}"))
+        os.write(status, _refusal(126, f"cannot enter the sandbox: {error}"))
     os._exit(0)
 
 
@@ -104,33 +106,48 @@ def _run(program: Program, body: Body, streams: list[int], status: int) -> NoRet
         os.nice(_NICENESS)
         for target, source in enumerate(streams):
             os.dup2(source, target)
-        linux.close_on_exec_from(3)
+        calls.close_on_exec_from(3)
         os.chdir(program.cwd)
         for kind, value in body.rlimits:
             _, ceiling = resource.getrlimit(kind)
             value = value if ceiling == resource.RLIM_INFINITY else min(value, ceiling)
             resource.setrlimit(kind, (value, value))
-        linux.drop_capabilities()
-        linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-        linux.load_filter(program.load)
+        calls.drop_capabilities()
+        calls.prctl(calls.PR_SET_NO_NEW_PRIVS, 1)
+        calls.load_filter(program.load)
         code = 127
         os.execvpe(program.argv[0], program.argv, program.env)  # noqa: S606
     except BaseException as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        os.write(status, _verdict(code, f"{program.argv[0] if code == 127 else program.cwd}: {reason}"))
+        os.write(status, _refusal(code, f"{program.argv[0] if code == 127 else program.cwd}: {reason}"))
     os._exit(code)
 
 
 def _arrange(descriptors: list[int]) -> None:
     """Make `descriptors` 0, 1, 2 and so on, and leave no other to the next program."""
     high = [os.dup2(fd, 100 + number) for number, fd in enumerate(descriptors)]
-    linux.close_on_exec_from(3)
+    calls.close_on_exec_from(3)
     for target, source in enumerate(high):
         os.dup2(source, target)
 
 
-def _verdict(code: int, message: str) -> bytes:
-    return bytes([code]) + message.encode(errors="replace")[:1000]
+def records(answer: bytes) -> dict[int, bytes]:
+    """What came through `status`: PROGRAM -> the program's pid on the host, REFUSED -> an exit code and a message."""
+    found = {}
+    while len(answer) >= _HEAD.size:
+        kind, size = _HEAD.unpack_from(answer)
+        found[kind] = answer[_HEAD.size : _HEAD.size + size]
+        answer = answer[_HEAD.size + size :]
+    return found
+
+
+def _refusal(code: int, message: str) -> bytes:
+    return _record(REFUSED, bytes([code]) + message.encode(errors="replace")[:1000])
+
+
+def _record(kind: int, payload: bytes) -> bytes:
+    """One record, small enough for a pipe to take it whole."""
+    return _HEAD.pack(kind, len(payload)) + payload
 
 
 def _write(path: str, data: bytes) -> None:

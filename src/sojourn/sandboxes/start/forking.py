@@ -16,8 +16,8 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-from sojourn.sandboxes.keeper import child
-from sojourn.sandboxes.keeper.waiting import readable
+from sojourn.sandboxes.kernel.waiting import is_readable, readable, reaped
+from sojourn.sandboxes.start import child
 
 _PACKAGES = Path(__file__).parents[3]
 _READY_S = 20.0
@@ -57,16 +57,26 @@ class Forker:
         payload = holding(marshal.dumps((what, astuple(body), asked)))
         try:
             async with self._turn:
-                if not self._ready:
-                    await readable(self._door.fileno())
-                    self._ready.append(self._announced())
+                pid = await self._waiting()
                 socket.send_fds(self._door, [b"\n"], [payload, *descriptors])
-                return self._ready.pop()
+                return pid
         finally:
             os.close(payload)
 
+    async def _waiting(self) -> int:
+        """The pid of the child that waits: the last one that said so, those before it having died."""
+        if not self._ready:
+            await readable(self._door.fileno())
+        while is_readable(self._door.fileno()):
+            self._ready.append(self._announced())
+        *dead, pid = self._ready
+        for each in dead:
+            reaped(each)
+        self._ready.clear()
+        return pid
+
     def _announced(self) -> int:
-        """The pid of the child that waits."""
+        """The pid of a child that says that it waits."""
         announced = self._door.recv(4)
         if not announced:
             raise OSError("the process that forks for the keeper has ended")

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from sojourn.sandboxes.keeper.linux import names_in
+from sojourn.sandboxes.kernel.calls import names_in
 
 _ROUNDS = 50
 _LOOK_S = 0.02

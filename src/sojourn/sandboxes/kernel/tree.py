@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sojourn.sandboxes.keeper import linux
+from sojourn.sandboxes.kernel import calls
 
 _SLICE = 256
 _DEPTH_MAX = 256
@@ -76,7 +76,7 @@ def measure(top: Path, usage: Usage) -> Iterator[None]:
 
 def _listing(folder: int) -> tuple[int, Iterator[str]]:
     try:
-        return folder, iter(linux.names_in(folder))
+        return folder, iter(calls.names_in(folder))
     except OSError:
         return folder, iter(())
 
@@ -98,13 +98,13 @@ def remove(name: str | Path, *, dir_fd: int | None = None) -> Iterator[None]:
     top = _opened(name, dir_fd)
     moved = 0
     try:
-        while entries := linux.names_in(top):
+        while entries := calls.names_in(top):
             for entry in entries:
                 if _unlinked(entry, top):
                     continue
                 folder = _opened(entry, top)
                 try:
-                    for inner in linux.names_in(folder):
+                    for inner in calls.names_in(folder):
                         moved += 1
                         if not _unlinked(inner, folder):
                             os.close(_opened(inner, folder))  # a folder that is closed to us cannot be moved

@@ -12,12 +12,13 @@ import signal
 from dataclasses import dataclass
 
 from sojourn.errors import SandboxUnavailable
-from sojourn.sandboxes.keeper import child, linux
-from sojourn.sandboxes.keeper.cgroups import Group
-from sojourn.sandboxes.keeper.forking import Forker, holding
-from sojourn.sandboxes.keeper.stage import Stage
-from sojourn.sandboxes.keeper.waiting import any_readable, is_readable, reaped
+from sojourn.sandboxes.kernel import calls
+from sojourn.sandboxes.kernel.cgroups import Group
+from sojourn.sandboxes.kernel.waiting import any_readable, is_readable, reaped
 from sojourn.sandboxes.sandbox import Limits
+from sojourn.sandboxes.start import child
+from sojourn.sandboxes.start.forking import Forker, holding
+from sojourn.sandboxes.start.stage import Stage
 
 _LAUNCH_S = 15.0
 _WORDS_BYTES = 2048
@@ -77,8 +78,9 @@ async def launch(session_id: str, ground: Ground) -> Standing:
     finally:
         for fd in given:
             os.close(fd)
-    os.write(tell, b"\n")
     try:
+        with contextlib.suppress(BrokenPipeError):  # it has ended already, and has said why
+            os.write(tell, b"\n")
         async with asyncio.timeout(_LAUNCH_S):
             await any_readable(heard, complaints)
             if not is_readable(heard) or os.read(heard, 1) != b"\n":
@@ -102,7 +104,7 @@ def _open(bwrap: int, init: int, tell: int) -> Standing:
     """Open the doors; the number of the init stays its own until bubblewrap, its parent, has been waited for."""
     at = f"/proc/{init}"
     mounts = os.open(f"{at}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    outer = linux.owning_user_namespace(mounts)
+    outer = calls.owning_user_namespace(mounts)
     os.close(mounts)
     inner = os.open(f"{at}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     tmp, shm, proc = (os.open(f"{at}/root/{name}", _FOLDER) for name in ("tmp", "dev/shm", "proc"))

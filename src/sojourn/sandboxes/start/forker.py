@@ -1,4 +1,4 @@
-"""The small process that forks for the keeper: `python -m sojourn.sandboxes.keeper.forker FD`.
+"""The small process that forks for the keeper: `python -m sojourn.sandboxes.start.forker FD`.
 
 `forking.py` starts it. The time of a fork grows with the memory of what forks, so this one imports next to nothing, and
 it always has one child forked ahead that waits for the next request. The rule: every child is made the keeper's own
@@ -15,7 +15,8 @@ import sys
 import time
 from typing import NoReturn
 
-from sojourn.sandboxes.keeper import child, linux
+from sojourn.sandboxes.kernel import calls
+from sojourn.sandboxes.start import child
 
 _DESCRIPTORS_MAX = 16
 _RETRY_S = 0.05
@@ -24,13 +25,13 @@ _RETRY_S = 0.05
 def main() -> None:
     """Keep one child waiting for work, for as long as the keeper lives."""
     keeper = os.getppid()
-    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+    calls.prctl(calls.PR_SET_PDEATHSIG, signal.SIGKILL)
     door = socket.socket(fileno=int(sys.argv[1]))
     gc.freeze()
     while os.getppid() == keeper:
         taken, take = os.pipe()
         try:
-            if linux.clone_sibling() == 0:
+            if calls.clone_sibling() == 0:
                 os.close(taken)
                 _work(door, take)
         except OSError:
@@ -43,7 +44,7 @@ def main() -> None:
 def _work(door: socket.socket, take: int) -> NoReturn:
     """Say who is ready, take one request and become what it asks for."""
     try:
-        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+        calls.prctl(calls.PR_SET_PDEATHSIG, signal.SIGKILL)
         door.send(struct.pack("=i", os.getpid()))
         word, descriptors, _, _ = socket.recv_fds(door, 1, _DESCRIPTORS_MAX)
         os.close(take)

@@ -12,11 +12,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from sojourn.sandboxes.keeper import linux
+from sojourn.sandboxes.kernel import calls
 from sojourn.sandboxes.sandbox import WORKSPACE, Limits
 
 _POINTS = ("usr", "proc", "dev", "tmp", "run", "var", "etc", "opt/python", WORKSPACE.lstrip("/"))
 _PYTHON = "/opt/python"
+_SYSTEM_PYTHON = Path("/usr/bin/python3")
 _TMPFS_BYTES_MAX = 256 << 20
 _STAGING = "/tmp"  # noqa: S108  covered by a tmpfs that only the keeper sees; bubblewrap needs the folder too
 _ETC = {
@@ -72,8 +73,8 @@ class Stage:
 def leave_host() -> None:
     """As root, go to a mount namespace of our own, where what is mounted below is seen by us alone."""
     if os.geteuid() == 0:
-        linux.unshare(linux.CLONE_NEWNS)
-        linux.mount("none", "/", flags=linux.MS_REC | linux.MS_SLAVE)
+        calls.unshare(calls.CLONE_NEWNS)
+        calls.mount("none", "/", flags=calls.MS_REC | calls.MS_SLAVE)
 
 
 def prepare(bwrap: Path, *, workspaces: Path, skeleton: Path) -> Stage:
@@ -82,7 +83,7 @@ def prepare(bwrap: Path, *, workspaces: Path, skeleton: Path) -> Stage:
     As root, after `leave_host`: folders above the data folder stay closed, and a `/tmp` of our own covers the host's,
     so later paths must be relative to the working folder. Raises OSError.
     """
-    python = None if Path("/usr/bin/python3").exists() else sys.base_prefix
+    python = None if _SYSTEM_PYTHON.exists() else sys.base_prefix
     if os.geteuid() != 0:
         _build(skeleton)
         return Stage(str(bwrap), str(skeleton), str(workspaces), python)
@@ -97,10 +98,10 @@ def _stage_for_other_uids(bwrap: Path, workspaces: Path, python: str | None) -> 
     if python:
         sources["python"] = python
     opened = {name: os.open(source, os.O_PATH | os.O_DIRECTORY) for name, source in sources.items()}
-    linux.mount("tmpfs", _STAGING, kind="tmpfs", flags=linux.MS_NODEV | linux.MS_NOSUID, options="mode=0711,size=16m")
+    calls.mount("tmpfs", _STAGING, kind="tmpfs", flags=calls.MS_NODEV | calls.MS_NOSUID, options="mode=0711,size=16m")
     for name, fd in opened.items():
         (here / name).mkdir(mode=0o711)
-        linux.mount(f"/proc/self/fd/{fd}", str(here / name), flags=linux.MS_BIND)
+        calls.mount(f"/proc/self/fd/{fd}", str(here / name), flags=calls.MS_BIND)
         os.close(fd)
     _build(here / "root")
     if "bubblewrap" in sources:
