@@ -17,7 +17,7 @@ local-model := --group local-model
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 20
 
-setup: $(VENV)/.dev  ## Make .venv with exactly the locked packages
+setup: $(VENV)/.dev  ## Make .venv with the locked packages
 
 demo: setup  ## An agent on real data; its worker is killed in the middle and the run goes on
 	@$(BIN)/python -m demo.run
@@ -32,8 +32,7 @@ check: setup coverage  ## Format, lint, types, coverage of loop/, layout, fresh 
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/test_layout.py
-	@$(foreach lock,$(LOCKS),cp requirements/$(lock).txt $(VENV)/$(lock).txt && $(COMPILE) $($(lock)) -o $(VENV)/$(lock).txt >/dev/null && diff -u requirements/$(lock).txt $(VENV)/$(lock).txt || { echo 'requirements/$(lock).txt is stale: run `make lock`.'; exit 1; };)
+	$(BIN)/python -m pytest tests/test_layout.py tests/test_locks.py
 
 coverage: setup
 	$(BIN)/coverage run --branch --source=sojourn.loop --data-file=$(VENV)/.coverage -m pytest tests/loop
@@ -46,10 +45,10 @@ drill: setup  ## Kill real processes at random points, at full size
 	@SOJOURN_DRILL=full $(BIN)/python -m pytest -m drill
 
 lock: setup  ## Resolve the dependencies anew (UPGRADE=--upgrade for newer versions)
-	@$(foreach lock,$(LOCKS),$(COMPILE) $(UPGRADE) $($(lock)) -o requirements/$(lock).txt >/dev/null;)
+	@$(foreach lock,$(LOCKS),$(COMPILE) $(UPGRADE) $($(lock)) -o requirements/$(lock).txt >/dev/null || exit 1;)
 
 clean:  ## Remove what the other targets made
-	rm -rf $(VENV) .demo bench/out build dist .mypy_cache .pytest_cache .ruff_cache .coverage
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.dev: requirements/dev.txt pyproject.toml

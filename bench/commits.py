@@ -166,7 +166,7 @@ async def measure(db: Database, count: int) -> list[Figure]:
         figure("claim one run", "ms", ones),
         figure("claim fifty runs", "ms", fifties),
         Figure(
-            id="B2",
+            id="store",
             what=f"small commits of {count} runs",
             unit="/s",
             median=rate,

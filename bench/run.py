@@ -289,7 +289,6 @@ async def with_bench(size: int, measure: Callable[[Bench], Awaitable[list[Figure
             finally:
                 await installation.stop()
     finally:
-        await until(lambda: not embedded.running(data_dir))
         shutil.rmtree(data_dir)
 
 

@@ -2,8 +2,8 @@
 
     python -m bench.stream [--clients 1000] [--seconds 10] [--json]
 
-The API runs in a process of its own, whose CPU time is read; the clients are here. Deltas come from a worker in the same
-process, or from one in a third process; each carries the time at which it was made.
+The API runs in a process of its own, whose CPU time is read; the clients are here. Deltas come from a worker in the
+same process, or from one in a third process; each carries the time at which it was made.
 """
 
 import argparse
@@ -19,7 +19,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
-import msgspec
 import uvloop
 from aiohttp import web
 from tests.api.played_worker import Play, Player, at, ids
@@ -56,8 +55,7 @@ class Client(asyncio.Protocol):
         self.events = 0
         self.ready = asyncio.Event()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
+    def connection_made(self, transport: asyncio.Transport) -> None:
         transport.write(self.head)
 
     def data_received(self, data: bytes) -> None:
@@ -75,9 +73,12 @@ class Client(asyncio.Protocol):
 @asynccontextmanager
 async def joined(folder: Path) -> AsyncIterator[tuple[Database, Doorbell]]:
     """The database of a data folder and a bell for it."""
-    async with await embedded.start(folder, fsync=False) as cluster, await connect(cluster) as database:
-        async with Doorbell(database, CHANNELS) as bell:
-            yield database, bell
+    async with (
+        await embedded.start(folder, fsync=False) as cluster,
+        await connect(cluster) as database,
+        Doorbell(database, CHANNELS) as bell,
+    ):
+        yield database, bell
 
 
 async def serve(folder: Path) -> None:
@@ -106,7 +107,7 @@ async def work(folder: Path) -> None:
 
 async def obey(database: Database, bell: Doorbell) -> None:
     """Do what stdin says: `claim N`, then `go SECONDS`."""
-    player = await Player.start(database, bell.ring)
+    player = await Player.start(database, bell.ring, flush_s=Settings().delta_flush_ms / 1000)
     plays: list[Play] = []
     while line := await asyncio.to_thread(sys.stdin.readline):
         word, number = line.split()

@@ -5,13 +5,13 @@ ports in place of the two of the quick start. The rule: what is compared is comp
 """
 
 import ast
-import asyncio
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 import tomllib
 import typing
 from pathlib import Path
@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from demo.machinery import survivors
 from sojourn.api.app import served
 from sojourn.api.events import kinds
 from sojourn.api.http.codes import CODES
@@ -26,8 +27,6 @@ from sojourn.api.reference.openapi import document
 from sojourn.identity.scopes import SCOPES
 from sojourn.models.model import Failure
 from sojourn.settings import Settings
-from sojourn.store import embedded
-from tests.conftest import until
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("demo/**/*.md")])
@@ -175,6 +174,12 @@ def code_of(text: str) -> str:
     return "\n".join(re.findall(r"```.*?```|`[^`\n]+`", text, re.DOTALL))
 
 
+def test_every_metric_is_described() -> None:
+    source = (ROOT / "src/sojourn/api/operations/metrics.py").read_text()
+    told = [name for name in names(table("docs/operate/runbook.md", "Is it well")) if name.startswith("sojourn_")]
+    assert sorted(told) == sorted(set(re.findall(r'"(sojourn_\w+)"', source)))
+
+
 def test_every_route_is_described() -> None:
     paths = document(served())["paths"]
     routes = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
@@ -183,7 +188,7 @@ def test_every_route_is_described() -> None:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if RUN.search(page.read_text())], ids=lambda page: page.name)
-async def test_the_commands_of_a_page_run(page: Path, data_dir: Path, tmp_path: Path) -> None:
+def test_the_commands_of_a_page_run(page: Path, data_dir: Path, tmp_path: Path) -> None:
     home, port, simulator = tmp_path, free_port(), free_port()
     script = "\n".join(RUN.findall(page.read_text())).replace("8420", str(port)).replace("4010", str(simulator))
     environ = {
@@ -193,19 +198,22 @@ async def test_the_commands_of_a_page_run(page: Path, data_dir: Path, tmp_path: 
         "SOJOURN_PORT": str(port),
         "SOJOURN_API_URL": f"http://127.0.0.1:{port}",
     }
-    log = home / "shell.log"
-    with log.open("wb") as out:
-        shell = await asyncio.create_subprocess_exec(
-            *("bash", "-euxo", "pipefail", "-c", script),
-            cwd=home, env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
-        )  # fmt: skip
+    command = ["bash", "-euxo", "pipefail", "-c", script]
+    with (home / "shell.log").open("wb") as log:
+        shell = subprocess.Popen(
+            command, cwd=home, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
     try:
-        await asyncio.wait_for(shell.wait(), 180)
+        shell.wait(180)
     finally:
         os.killpg(shell.pid, signal.SIGTERM)
-        await until(lambda: not alive(shell.pid) and not embedded.running(data_dir))
+        deadline = time.monotonic() + 60
+        while alive(shell.pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        left = survivors(data_dir)
     logs = [path.read_text(errors="replace")[-4000:] for path in sorted(home.glob("*.log"))]
     assert shell.returncode == 0, "\n---\n".join(logs)
+    assert not left
 
 
 def alive(group: int) -> bool:

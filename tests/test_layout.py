@@ -26,6 +26,7 @@ LINES = (
     {"tools"},
     {"api", "worker", "evals"},
     {"wiring"},
+    {"doctor"},
     {"cli"},
 )
 HEIGHT = {room: height for height, line in enumerate(LINES) for room in line}

@@ -150,6 +150,7 @@ async def _listening(world: World) -> AsyncIterator[str]:
             tools={name: tool.definition for name, tool in world.tools.items()},
             models=world.models,
             sandboxes=world.sandboxes,
+            host=socket.gethostname(),
             now=now,
             new_id=new_id,
         )

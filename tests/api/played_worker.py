@@ -1,5 +1,6 @@
 """Plays the worker: claims a run and commits what a test says has happened, through the store alone."""
 
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -24,16 +25,16 @@ Ring = Callable[[str, Any], None]
 class Player:
     """One worker without a loop of its own."""
 
-    def __init__(self, database: Database, ring: Ring, life: Any) -> None:
+    def __init__(self, database: Database, ring: Ring, life: Any, *, flush_s: float = 0.001) -> None:
         self.database, self.life = database, life
-        self.id = "player"
+        self.id = f"player-{os.getpid()}"
         self.committer = Committer(database, self.id, ring)
-        self.deltas = DeltaWriter(database, ring, flush_s=0.001)
+        self.deltas = DeltaWriter(database, ring, flush_s=flush_s)
 
     @classmethod
-    async def start(cls, database: Database, ring: Ring) -> "Player":
-        life = await queue.register(database, "player", host="test", pid=1, version="0")
-        return cls(database, ring, life)
+    async def start(cls, database: Database, ring: Ring, *, flush_s: float = 0.001) -> "Player":
+        life = await queue.register(database, f"player-{os.getpid()}", host="test", pid=1, version="0")
+        return cls(database, ring, life, flush_s=flush_s)
 
     async def close(self) -> None:
         await self.deltas.close()
@@ -42,8 +43,13 @@ class Player:
 
     async def take(self, run_id: str) -> "Play":
         """Claim a run; it must be the one that is due."""
+        play = await self.take_any()
+        assert play.claimed.run_id == run_id
+        return play
+
+    async def take_any(self) -> "Play":
+        """Claim the run that is due next."""
         (claimed,) = await queue.claim(self.database, self.id, 1)
-        assert claimed.run_id == run_id
         opened = await queue.open(self.database, claimed)
         play = Play(self, claimed, opened.continuation, opened.agents)
         for row, event in opened.inbox:

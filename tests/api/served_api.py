@@ -105,7 +105,7 @@ class Reply:
 async def serve(
     database: Database,
     *,
-    tenants: tuple[str, str] = ("acme", "rival"),
+    tenants: tuple[str, ...] = ("acme", "rival"),
     sandboxes: Provider | None = None,
     **settings: Any,
 ) -> AsyncIterator[Served]:
@@ -123,15 +123,15 @@ async def serve(
             new_id=ids(),
         )
         app = build(parts)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=5)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=5, lingering_time=0.5)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         port = runner.addresses[0][1]
         http = await stack.enter_async_context(aiohttp.ClientSession())
-        key, other = [await tenant(database, name) for name in tenants]
-        yield Served(f"http://127.0.0.1:{port}", parts, app, http, key, other)
+        tokens = [await tenant(database, name) for name in tenants]
+        yield Served(f"http://127.0.0.1:{port}", parts, app, http, *(tokens or ("", "")))
 
 
 async def tenant(database: Database, name: str) -> str:

@@ -8,7 +8,8 @@ from played_worker import Player
 from reading import follow
 from served_api import GOAL, Served, serve
 
-from sojourn.api.events import stream
+from sojourn.api.events import hub, stream
+from sojourn.api.events.stream import Stream
 from sojourn.store.db import Database
 
 WHOLE = [
@@ -176,14 +177,39 @@ async def test_a_reader_that_cannot_keep_up_reads_the_past_again(
     assert reading.names[-1] == "run.completed"
 
 
-@pytest.mark.parametrize(
-    ("last", "code"), [("99", "stream.beyond_end"), ("-1", "request.invalid"), ("x", "request.invalid")]
-)
-async def test_a_place_that_the_stream_never_had_is_refused(api: Served, last: str, code: str) -> None:
+async def test_what_happens_while_the_past_is_read_is_neither_lost_nor_told_twice(
+    api: Served, player: Player, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "HELD_BYTES_MAX", 0)  # whatever comes meanwhile is too much to hold
     run_id = await api.start()
-    headers = {"Accept": "text/event-stream", "Last-Event-ID": last}
-    reply = await api.get(f"/v1/runs/{run_id}/events", headers=headers)
-    assert (reply.status, reply.code) == (422, code)
+    play = await player.take(run_id)
+    replay, slow = Stream.replay, True
+
+    async def replay_slowly(stream: Stream, *, until: int) -> bool:
+        nonlocal slow
+        if slow:
+            slow = False
+            await play.work("Let me look.")
+            await play.commit()
+            async with asyncio.timeout(10):
+                while not stream.follower.behind:
+                    await stream.follower.woken.wait()
+        return await replay(stream, until=until)
+
+    monkeypatch.setattr(Stream, "replay", replay_slowly)
+    async with follow(api, run_id) as reading:
+        await reading.until("agent.tool_result")
+        await play.finish("1998.")
+        await reading.rest()
+    assert reading.names == WHOLE
+
+
+async def test_a_place_that_the_stream_never_had_is_refused(api: Served) -> None:
+    run_id = await api.start()
+    for last, code in (("99", "stream.beyond_end"), ("-1", "request.invalid"), ("x", "request.invalid")):
+        headers = {"Accept": "text/event-stream", "Last-Event-ID": last}
+        reply = await api.get(f"/v1/runs/{run_id}/events", headers=headers)
+        assert (reply.status, reply.code) == (422, code)
 
 
 async def test_a_page_beyond_the_end_is_refused(api: Served) -> None:

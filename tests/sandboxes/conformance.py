@@ -144,11 +144,19 @@ class Executing:
         await sandbox.write("go", b"")
         assert (await run(sandbox, *argv, exec_id="left", resume=True)).stdout == "begun\ndone\n"
 
-    async def test_resume_starts_nothing(self, sandbox: Sandbox) -> None:
+    async def test_resume_starts_what_was_never_begun(self, sandbox: Sandbox) -> None:
+        for _ in range(2):
+            assert (
+                await run(sandbox, "sh", "-c", "echo once >> log; cat log", exec_id="x", resume=True)
+            ).stdout == "once\n"
+
+    async def test_resume_in_restored_files_starts_nothing(self, provider: Provider, sandbox: Sandbox) -> None:
+        there = await provider.restore(f"ses_{uuid4().hex}", await sandbox.snapshot(), SMALL)
         with pytest.raises(ExecUnknown):
-            await run(sandbox, "touch", "started", resume=True)
+            await run(there, "touch", "started", resume=True)
         with pytest.raises(NotFound):
-            await sandbox.stat("started")
+            await there.stat("started")
+        await there.destroy()
 
     async def test_resume_in_a_sandbox_that_was_lost_is_unknown(self, provider: Provider) -> None:
         sandbox = await provider.create(f"ses_{uuid4().hex}", SMALL)

@@ -1,5 +1,6 @@
 """Tenants, runs and a small worker for the tests of the store: real rows, driven through the real machine."""
 
+import asyncio
 import itertools
 import secrets
 from collections.abc import AsyncIterator, Iterable
@@ -15,9 +16,10 @@ from sojourn.loop.messages import Message, Source, Text, ToolCall, Usage, observ
 from sojourn.store import queue, runs
 from sojourn.store.commits import Committer
 from sojourn.store.db import Connection, Database
+from sojourn.store.deltas import DeltaWriter
 from sojourn.store.rows import Claimed, Commit, LedgerRow, NewRun, Release
 from sojourn.store.rows import Principal as Caller
-from sojourn.store.tenant import keys, sessions
+from sojourn.store.tenant import blobs, catalog, idempotency, keys, sessions
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 AGENT = Agent(name="clerk", version=1, models=("sim:a",), tools=(Tool(name="look", effect="read"),))
@@ -192,3 +194,28 @@ async def hired(db: Database, name: str = "w1") -> AsyncIterator[Worker]:
     finally:
         await committer.close()
         await life.close()
+
+
+async def furnish(database: Database, tenant: str) -> Caller:
+    """Give a tenant with a row in every table."""
+    caller = await enter(database, tenant)
+    run_id = await submit(database, caller)
+    async with hired(database) as worker:
+        hand = await worker.take_one()
+        await hand.step(0)
+        writer = DeltaWriter(database, lambda _channel, _ids: None, flush_s=0)
+        writer.add(tenant, run_id, "/", 0, 1, b"{}")
+        await writer.close()
+        async with database.scoped(caller.handle) as conn:
+            await catalog.create(conn, AGENT, by="ann")
+            await blobs.put(conn, f"secret of {tenant}".encode(), bytes_max=100)
+            await idempotency.begin(conn, "once", route="r", request_digest="d", ttl_s=60)
+        await hand.commit(release=Release(status="suspended"))
+    return caller
+
+
+async def blocked(database: Database) -> None:
+    """Wait until a connection waits for another one's lock."""
+    async with asyncio.timeout(30), database.api() as conn:
+        while not await conn.fetchval("select exists (select from pg_locks where not granted)"):  # noqa: ASYNC110
+            await asyncio.sleep(0.002)

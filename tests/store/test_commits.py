@@ -307,9 +307,9 @@ async def test_a_commit_costs_what_is_new_however_long_the_run_is(database: Data
         hand = await worker.take_one()
         marks = []
         for number in range(200):
-            marks.append(await engine.fetchval("select pg_current_wal_insert_lsn() - '0/0'"))
+            marks.append(int(await engine.fetchval("select pg_current_wal_insert_lsn() - '0/0'")))
             await hand.step(number, "r" * 20_000)
-        marks.append(await engine.fetchval("select pg_current_wal_insert_lsn() - '0/0'"))
+        marks.append(int(await engine.fetchval("select pg_current_wal_insert_lsn() - '0/0'")))
     written = [after - before for before, after in itertools.pairwise(marks)]
     assert sum(written[-20:]) <= 1.2 * sum(written[:20])
     assert 20_000 * 20 < sum(written[:20]) < 2 * 20_000 * 20

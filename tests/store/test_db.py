@@ -111,6 +111,15 @@ async def test_a_busy_pool_says_so_in_time(server: Dsns) -> None:
                 pass
 
 
+async def test_a_connection_in_use_does_not_hold_up_the_end(server: Dsns, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(db, "CLOSE_S", 0.05)
+    database = await connect(server)
+    with pytest.raises(StoreUnavailable):
+        async with database.engine() as connection:
+            await database.close()
+            await connection.execute("select 1")
+
+
 async def test_a_statement_that_takes_too_long_is_ended(server: Dsns) -> None:
     async with await connect(server, Options(statement_timeout_s=0.05)) as database:
         with pytest.raises(StoreUnavailable, match="57014"):

@@ -1,6 +1,7 @@
 """The doorbell between connections that are really lost."""
 
 import asyncio
+import gc
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -8,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 from tests.conftest import until
 
+from sojourn.store import doorbell
 from sojourn.store.db import Database
 from sojourn.store.doorbell import IDS_MAX, Doorbell, Subscription
 from sojourn.store.roles import Dsns
@@ -152,6 +154,16 @@ async def test_what_is_rung_last_is_sent_before_the_end(there: Doorbell, databas
         async with Doorbell(database, CHANNELS) as bell:
             bell.ring("runnable", ["run-1"])
         assert await heard(ear) == {"run-1"}
+
+
+async def test_a_server_that_does_not_answer_holds_up_no_end(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doorbell, "CLOSE_S", 0)
+    async with Doorbell(database, CHANNELS) as bell:
+        bell.ring("runnable", ["run-1"])
+    del bell
+    gc.collect()  # a connection that was left open would warn
 
 
 @pytest.mark.parametrize("id_", ["", "two words", "ä", "x" * 201, "nul\0"])

@@ -1,6 +1,8 @@
 """The tools that act in a session's sandbox, in a real one."""
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 from tests.conftest import until
+from tests.sandboxes.test_crash import keeper_pid
 
 from sojourn.sandboxes.bwrap import BwrapProvider
 from sojourn.sandboxes.sandbox import Limits, Sandbox, Spec
@@ -92,10 +95,17 @@ async def test_another_attempt_attaches_to_the_command_of_the_first(call: Call) 
     assert await again.do("shell", command=command) == Outcome("begun\nonce\n")
 
 
-async def test_another_attempt_without_the_first_ones_sandbox_tells_to_look(call: Call) -> None:
+async def test_another_attempt_starts_what_the_first_one_never_did(call: Call) -> None:
     call.attempt = 2
-    assert await call.do("shell", command="echo never > log") == Outcome(INTERRUPTED, failed=True)
-    assert (await call.next("list_files")).text == "The folder is empty."
+    assert await call.do("shell", command="echo now") == Outcome("now\n")
+
+
+async def test_another_attempt_without_the_first_ones_sandbox_tells_to_look(call: Call) -> None:
+    await call.do("shell", command="echo once >> log")
+    os.kill(keeper_pid(call.provider), signal.SIGKILL)
+    call.attempt = 2
+    assert await call.do("shell", command="echo once >> log") == Outcome(INTERRUPTED, failed=True)
+    assert (await call.next("read_file", path="log")).text == "once\n", "its files are kept"
 
 
 async def test_stopping_ends_the_command(call: Call) -> None:

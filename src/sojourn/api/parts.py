@@ -1,7 +1,8 @@
 """What the API is built from. `wiring` makes one for a process; handlers reach it through what they are asked with."""
 
+import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from sojourn.loop.agent import Tool
@@ -28,6 +29,8 @@ class Api:
     models: Models
     sandboxes: Provider | None
     """None where sessions' files cannot be reached from this process."""
+    host: str = field(default_factory=socket.gethostname)
+    """The name under which workers of this machine place sandboxes."""
     now: Callable[[], datetime]
     new_id: Callable[[str], str]
     """A fresh, time-ordered id with a prefix: `new_id("run")` is `run_` and 26 characters."""

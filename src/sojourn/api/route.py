@@ -3,8 +3,8 @@
 The rule: what stands in a Route is what the guard enforces and what the reference tells, so the two cannot differ.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -61,9 +61,12 @@ class Ask(Generic[B, Q]):
     raw: bytes = b""
     """The body as it came."""
 
-    def transaction(self) -> AbstractAsyncContextManager[Connection]:
-        """Lend a transaction that sees what the caller may see."""
-        return self.parts.database.scoped(self.principal.handle)
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """Lend a transaction that sees what the caller may see now, however long ago the request began."""
+        principal = await self.live.tokens.principal(self.token)
+        async with self.parts.database.scoped(principal.handle) as connection:
+            yield connection
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):

@@ -42,6 +42,7 @@ class Tokens:
         """Drop what is remembered of a key that was revoked here; other processes notice within CACHE_S."""
         for digest in [digest for digest, (_, principal) in self._known.items() if principal.key_id == key_id]:
             del self._known[digest]
+        self._asking.clear()  # what is being looked up may have been read before
 
     async def _ask(self, digest: bytes, token: str) -> Principal:
         """Ask the database once, however many requests wait for the answer."""
@@ -53,10 +54,11 @@ class Tokens:
         return await asyncio.shield(asking)
 
     def _answered(self, digest: bytes, done: "asyncio.Future[Principal]") -> None:
-        del self._asking[digest]
         self._known.pop(digest, None)
-        if done.cancelled() or done.exception() is not None:
+        if done.cancelled() or done.exception() is not None or self._asking.get(digest) is not done:
+            self._asking.pop(digest, None)
             return
+        del self._asking[digest]
         principal = done.result()
         until = self._now() + timedelta(seconds=CACHE_S)
         self._known[digest] = (min(until, principal.expires_at or until), principal)

@@ -78,7 +78,7 @@ class Exit(msgspec.Struct, frozen=True, tag="exit"):
 
 
 class ExecUnknown(Exception):
-    """`exec(resume=True)` named an exec that this sandbox never began: it was lost with an older sandbox."""
+    """`exec(resume=True)` named a program that may have been begun in a sandbox that is gone."""
 
 
 class FileStat(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,8 +128,9 @@ class Sandbox(Protocol):
     ) -> AsyncIterator[Output | Exit]:
         """Run a program, or attach to the exec of the same id, and stream it from its beginning to its Exit.
 
-        The same `exec_id` never starts a second process. With `resume=True` nothing is started: an exec that this
-        sandbox does not know raises ExecUnknown. Leaving the iterator early does not end the process.
+        The same `exec_id` never starts a second process. With `resume=True` an earlier attempt may have begun it:
+        it is started only where this host's records show that it never was, and raises ExecUnknown where it may have
+        been lost with an older sandbox. Leaving the iterator early does not end the process.
         """
         ...
 

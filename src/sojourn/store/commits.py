@@ -68,7 +68,7 @@ with done as materialized (
         finished_at = case when done.status in ('completed', 'failed', 'cancelled') then now() end
     from done
     where r.tenant = done.tenant and r.id = done.id
-        and r.fence = done.fence and r.lease_worker = $1 and r.seq = done.before
+        and r.fence = done.fence and coalesce(r.lease_worker, '') = $1 and r.seq = done.before -- not by run_leased
     returning done.n, r.tenant, r.id, r.status, r.due_at
 ), journaled as (
     insert into journal (tenant, run_id, seq, at, kind, event, frame_id, slot)
@@ -148,15 +148,13 @@ class Committer:
         waiting = _Waiting(commit, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         if len(self._lanes) < LANES:
-            lane = asyncio.create_task(self._work(), name="committer")
-            self._lanes.add(lane)
-            lane.add_done_callback(self._lanes.discard)
+            self._lanes.add(asyncio.create_task(self._work(), name="committer"))
         await waiting.answer
 
     async def close(self) -> None:
         """Wait for what was begun."""
         while self._lanes:
-            await asyncio.wait(self._lanes)
+            await asyncio.wait([*self._lanes])
 
     async def __aenter__(self) -> Self:
         return self
@@ -168,18 +166,13 @@ class Committer:
 
     async def _work(self) -> None:
         """Write groups until nothing waits."""
-        await asyncio.sleep(0)  # let all who are ready now come into the first group
-        while group := self._take():
-            try:
+        try:
+            await asyncio.sleep(0)  # let all who are ready now come into the first group
+            while group := self._take():
                 await self._settle(group)
-            except Exception as error:
-                log.exception("commit.bug")
-                for waiting in group:
-                    waiting.fail(error)
-            except asyncio.CancelledError:
-                for waiting in group:
-                    waiting.answer.cancel()
-                raise
+        finally:
+            # Here and not in a callback, which comes later: a commit in between would wait for a lane that has ended.
+            self._lanes.discard(asyncio.current_task())
 
     def _take(self) -> list[_Waiting]:
         """Take what waits, up to a size that keeps one statement quick."""
@@ -338,7 +331,7 @@ def _evidence(commit: Commit) -> list[Any]:
 
 def _weight(commit: Commit) -> int:
     """About how many bytes a commit is: the text of its messages."""
-    return sum(len(part.text) for _, _, message in commit.bodies for part in message.parts if hasattr(part, "text"))
+    return sum(len(getattr(part, "text", "")) for _, _, message in commit.bodies for part in message.parts)
 
 
 def _refusal(error: Exception) -> Exception:

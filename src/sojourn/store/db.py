@@ -4,8 +4,9 @@ The rule: a connection acts as one role from its first statement on, and what a 
 JSON and JSONB columns travel as bytes, both ways: callers encode and decode with msgspec.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from operator import itemgetter
 from types import TracebackType
@@ -19,6 +20,7 @@ from sojourn.store.embedded import Cluster
 from sojourn.store.roles import API, ENGINE, OWNER, READY, Dsns, administrator_sql
 
 MAJOR_MIN = 16
+CLOSE_S = 10.0
 ROLES_LOCK = 0x504A_0001
 OUTAGE_STATES = ("08", "25006", "25P03", "28", "3D", "40", "53", "55P03", "57", "58", "XX")
 """SQLSTATE beginnings. Source: PostgreSQL 18, appendix A: connection, read-only (a demoted server), idle too long,
@@ -36,8 +38,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     connect_timeout_s: float = 10.0
     statement_timeout_s: float = 30.0
     pooler: bool = False
-    """A transaction pooler such as pgbouncer stands before `api` and `engine`: nothing is prepared, nothing set at connect;
-    their URLs log in as the role itself."""
+    """A transaction pooler such as pgbouncer stands before `api` and `engine`: nothing is prepared and nothing is set
+    at connect, so their URLs must log in as the role itself."""
 
 
 class Database:
@@ -74,7 +76,7 @@ class Database:
             try:
                 yield connection
             finally:
-                await connection.close()
+                await connection.close(timeout=CLOSE_S)
 
     async def listener(self) -> Connection:
         """Open a connection for LISTEN and NOTIFY, which the caller closes."""
@@ -89,9 +91,11 @@ class Database:
             await connection.execute("select 1")
 
     async def close(self) -> None:
-        """Wait for the connections in use, then close all."""
-        await self._api.close()
-        await self._engine.close()
+        """Wait a moment for the connections in use, then close all; an open transaction is rolled back."""
+        for pool in (self._api, self._engine):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_S):
+                    await pool.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -140,7 +144,8 @@ class Database:
                 f"A database login may not act as {role}. Ask an administrator to grant it that role.",
                 code="store.roles",
             ) from error
-        await _json_as_bytes(connection)
+        async with closed_on_error(connection):
+            await _json_as_bytes(connection)
         return connection
 
 
@@ -184,7 +189,7 @@ def _is_outage(error: Exception) -> bool:
     if isinstance(error, asyncpg.PostgresError):
         return (error.sqlstate or "").startswith(OUTAGE_STATES)
     if isinstance(error, asyncpg.InterfaceError):
-        return "clos" in str(error)  # "connection is closed", "pool is closing": the driver has no class for these
+        return any(words in str(error) for words in ("clos", "released back"))  # the driver has no class for these
     return True  # the driver's internal errors too: they come when a connection is lost between two messages
 
 
@@ -195,6 +200,16 @@ def _reason(error: Exception) -> str:
     if state.startswith(LOGIN_STATES):
         return f"The database refuses the login ({name}). Check user, password and database in SOJOURN_DATABASE_URL."
     return f"The database does not answer ({name}). See that it runs and has room; what was accepted is not lost."
+
+
+@asynccontextmanager
+async def closed_on_error(connection: Connection) -> AsyncIterator[None]:
+    """Close a new connection at once when its preparation fails or is cancelled."""
+    try:
+        yield
+    except BaseException:
+        connection.terminate()
+        raise
 
 
 async def _leave(_connection: Connection) -> None:

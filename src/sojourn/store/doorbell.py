@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from sojourn.errors import StoreUnavailable
-from sojourn.store.db import Connection, Database, edge
+from sojourn.store.db import Connection, Database, closed_on_error, edge
 
 log = logging.getLogger("sojourn.store")
 
@@ -115,10 +115,13 @@ class Doorbell:
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        with suppress(StoreUnavailable), edge():
-            async with asyncio.timeout(CLOSE_S):
-                await self._send(self._connection)
-                await self._connection.close()
+        try:
+            with suppress(StoreUnavailable), edge():
+                async with asyncio.timeout(CLOSE_S):
+                    await self._send(self._connection)
+                    await self._connection.close()
+        finally:
+            self._connection.terminate()
 
     async def _run(self) -> None:
         """Send and listen, and begin again whenever that fails: a bell that died would go unnoticed."""
@@ -175,8 +178,9 @@ class Doorbell:
         connection = await self._database.listener()
         connection.add_termination_listener(lambda _: self._due.set())
         with edge():
-            for channel in self._ears:
-                await connection.add_listener(channel, self._hear)
+            async with closed_on_error(connection):
+                for channel in self._ears:
+                    await connection.add_listener(channel, self._hear)
         return connection
 
     def _hear(self, connection: Connection, pid: int, channel: str, payload: str) -> None:

@@ -4,13 +4,11 @@ The rule: it is cheap enough to be asked every second, and names no tenant.
 """
 
 from sojourn.store.db import Database
+from sojourn.store.queue import NEXT_DUE
 from sojourn.store.rows import Counts
 
 RUNS = "select status, count(*) as runs from run where finished_at is null group by status"
-REST = """
-select (select count(*) from worker where seen_at > now() - interval '15 seconds') as workers,
-    (select min(due_at) from run where due_at <= now()) as oldest_due_at
-"""
+WORKERS = "select count(*) from worker where seen_at > now() - interval '15 seconds'"
 
 
 async def ping(db: Database) -> None:
@@ -23,5 +21,6 @@ async def counts(db: Database) -> Counts:
     """Count unfinished runs and living workers, over all tenants."""
     async with db.engine() as engine:
         runs = {row["status"]: row["runs"] for row in await engine.fetch(RUNS)}
-        rest = await engine.fetchrow(REST)
-    return Counts(runs=runs, workers=rest["workers"], oldest_due_at=rest["oldest_due_at"])
+        workers = await engine.fetchval(WORKERS)
+        oldest = await engine.fetchval(NEXT_DUE)
+    return Counts(runs=runs, workers=workers, oldest_due_at=oldest)

@@ -253,3 +253,4 @@ class Counts(Plain, frozen=True, kw_only=True):
     """Unfinished runs by status."""
     workers: int
     oldest_due_at: datetime | None
+    """Since when the run that is first in the queue is due, or when it will be."""

@@ -1,8 +1,8 @@
 """The tools that run a program in the session's sandbox: `shell` and `python`.
 
 The toolbox holds them. The rule: a program is started at most once. The exec is named by the call's idempotency key, so
-another attempt attaches to the program that the first one started and reads its output from the beginning; where the
-sandbox no longer knows it, the model is told to look.
+another attempt attaches to the program that the first one started and reads its output from the beginning; where it
+may have been lost with an older sandbox, the model is told to look.
 """
 
 from collections.abc import Sequence

@@ -42,7 +42,7 @@ async def _open(parts: Parts, place: Place, conn: Connection) -> None:
         sandbox = await parts.sandboxes.restore(place.session_id, archive, parts.sandbox_spec)
     else:
         sandbox = await parts.sandboxes.create(place.session_id, parts.sandbox_spec)
-    if sandbox.created:
+    if sandbox.created or session.host != parts.host:
         kind: NotedKind = "sandbox.opened" if session.host is None else "sandbox.restored"
         found = await parts.sandboxes.probe()
         enforced = msgspec.json.encode(found.enforced)

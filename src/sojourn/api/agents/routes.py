@@ -279,7 +279,7 @@ ROUTES = (
     _route("POST", "/{name}/versions", add, "Make a version", body=shapes.Spec, creates=True, example=SPEC,
            refusals=("request.not_found", "agent.archived", *MADE),
            detail="It does not become live by itself. What is the same as the live version is no new one.",
-           answers={201: (shapes.Version, "The new version"), 200: (shapes.Version, "The live one, which is the same")}),
+           answers={201: (shapes.Version, "The new version"), 200: (shapes.Version, "The live one is the same")}),
     _route("GET", "/{name}/versions/{version}", version, "Get one version", refusals=("request.not_found",),
            answers={200: (shapes.Version, "The version")}),
     _route("PUT", "/{name}/live", set_live, "Say which version is live", body=shapes.SetLive, example={"version": 2},

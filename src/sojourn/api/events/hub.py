@@ -23,7 +23,8 @@ from sojourn.store.tenant import catalog
 log = logging.getLogger("sojourn.api")
 
 POLL_S = 5.0
-ROWS = 200
+ROWS, PIECES = 200, 1000
+"""How many are read at a time."""
 HELD_BYTES_MAX = 1 << 20
 """How much is kept for a follower that still reads the past."""
 
@@ -41,15 +42,15 @@ class Follower:
         self.behind = self.ended = False
         self.woken = asyncio.Event()
         self._send = send
-        self._held: list[bytes] | None = []
+        self._held: bytearray | None = bytearray()
 
     def hear(self, plain: bytes, chunk: bytes, tape: Tape) -> None:
         """Take what is new, or fall behind."""
         if self.behind:
             return
         if self._held is not None:
-            self._held.append(plain)
-            self.behind = sum(map(len, self._held)) > HELD_BYTES_MAX
+            self._held += plain
+            self.behind = len(self._held) > HELD_BYTES_MAX
         elif self._send(plain, chunk):
             self.seq = tape.seq
         else:
@@ -60,13 +61,13 @@ class Follower:
 
     def start(self) -> None:
         """Hold what is heard from now on."""
-        self._held, self.behind = [], False
+        self._held, self.behind = bytearray(), False
 
     def release(self, tape: Tape) -> bytes:
         """Give what was held; from now on it is sent at once."""
-        held, self._held = self._held or [], None
+        held, self._held = bytes(self._held or b""), None
         self.seq = tape.seq
-        return b"".join(held)
+        return held
 
     def stop(self) -> None:
         """Let the stream end."""
@@ -83,6 +84,10 @@ class Reader:
         self.starting = asyncio.Lock()
 
 
+Due = tuple[Reader, Tape, bool, bool]
+"""A run to be read: its reader and tape, and whether it has new rows and new deltas."""
+
+
 class Hub:
     """The readers of one process, by tenant and run."""
 
@@ -90,7 +95,10 @@ class Hub:
         self._database, self._doorbell = database, doorbell
         self._readers: dict[tuple[str, str], Reader] = {}
         self._max = followers_max
-        self._ear = Subscription()
+        self._rows: set[str] = set()
+        self._pieces: set[str] = set()
+        """The runs that have new rows, and new deltas."""
+        self._woken = asyncio.Event()
         self._closed = False
         self.count = 0
 
@@ -124,7 +132,9 @@ class Hub:
             if reader.tape is None:
                 async with self._database.scoped(follower.principal.handle) as connection:
                     reader.tape = await _begin(connection, run_id)
-                self._ear.hear((run_id,))  # it may have rung while the reader began
+                self._rows.add(run_id)  # it may have rung while the reader began
+                self._pieces.add(run_id)
+                self._woken.set()
         tape = reader.tape
         follower.start()
         follower.ended = tape.ended
@@ -135,15 +145,19 @@ class Hub:
         bell = self._doorbell
         with bell.subscribe(RUN_BELL) as rows, bell.subscribe(DELTA_BELL) as pieces:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._forward(rows))
-                group.create_task(self._forward(pieces))
+                group.create_task(self._listen(rows, self._rows))
+                group.create_task(self._listen(pieces, self._pieces))
                 while True:
-                    await self._read(await self._ear.wait(POLL_S))
+                    await self._woken.wait()
+                    self._woken.clear()
+                    await self._read()
 
-    async def _forward(self, ear: Subscription) -> None:
-        """Hear two bells with one ear, because a run is read by one reader at a time."""
+    async def _listen(self, ear: Subscription, due: set[str]) -> None:
+        """Take note of the runs that ring, and now and then of all."""
         while True:
-            self._ear.hear(await ear.wait(POLL_S))
+            rung = await ear.wait(POLL_S)
+            due.update(rung or (run_id for _, run_id in self._readers))
+            self._woken.set()
 
     def close(self) -> None:
         """End every stream: the process stops, and the clients come back elsewhere."""
@@ -152,23 +166,26 @@ class Hub:
             for follower in reader.followers:
                 follower.stop()
 
-    async def _read(self, rung: frozenset[str]) -> None:
-        """Read the runs that rang, or all, one transaction a tenant."""
-        tenants: dict[str, list[tuple[str, Reader]]] = {}
+    async def _read(self) -> None:
+        """Read what is due, one transaction a tenant."""
+        rows, pieces = frozenset(self._rows), frozenset(self._pieces)
+        self._rows.clear()
+        self._pieces.clear()
+        tenants: dict[str, list[Due]] = {}
         for (tenant, run_id), reader in self._readers.items():
-            if reader.tape is not None and not reader.tape.ended and (not rung or run_id in rung):
-                tenants.setdefault(tenant, []).append((run_id, reader))
+            if reader.tape is not None and not reader.tape.ended and run_id in rows | pieces:
+                tenants.setdefault(tenant, []).append((reader, reader.tape, run_id in rows, run_id in pieces))
         await asyncio.gather(*(self._read_tenant(some) for some in tenants.values()))
 
-    async def _read_tenant(self, some: list[tuple[str, Reader]]) -> None:
-        principals = (follower.principal for _, reader in some for follower in reader.followers)
+    async def _read_tenant(self, some: list[Due]) -> None:
+        principals = (follower.principal for reader, *_ in some for follower in reader.followers)
         principal = max(principals, key=lambda one: one.expires_at, default=None)
         if principal is None:
             return
         try:
             async with self._database.scoped(principal.handle) as connection:
-                for run_id, reader in some:
-                    await _advance(connection, run_id, reader)
+                for due in some:
+                    await _advance(connection, due)
         except SojournError as error:
             log.warning("stream.waits", extra={"tenant": principal.tenant, "code": error.code})
         except Exception:
@@ -181,7 +198,8 @@ async def _begin(connection: Connection, run_id: str) -> Tape:
     agent = await catalog.spec(connection, run.root.agent.digest)
     tape = Tape(run_id, agent, run.rev, _running(run))
     tape.ended = run.root.ended
-    tape.take(await deltas.read(connection, run_id, after=0), ())
+    while pieces := await deltas.read(connection, run_id, after=tape.delta, limit=PIECES):
+        tape.take(pieces, ())
     return tape
 
 
@@ -195,17 +213,19 @@ def _running(run: Continuation) -> Iterator[Attempt]:
                 yield call.uid, -1, call.attempt
 
 
-async def _advance(connection: Connection, run_id: str, reader: Reader) -> None:
-    """Read what is new and let every follower hear it."""
-    tape = reader.tape
-    assert tape is not None
-    while True:
-        pieces = await deltas.read(connection, run_id, after=tape.delta)
-        rows = await runs.events(connection, run_id, after=tape.seq, limit=ROWS)
+async def _advance(connection: Connection, due: Due) -> None:
+    """Read what is new of a run and let every follower hear it.
+
+    Deltas are read before rows, so that the row that announced their attempt is known; without them rows come alone.
+    """
+    reader, tape, has_rows, has_pieces = due
+    while has_rows or has_pieces:
+        pieces = await deltas.read(connection, tape.run_id, after=tape.delta, limit=PIECES) if has_pieces else []
+        has_rows = has_rows or not all(tape.knows(batch) for batch in pieces)
+        rows = await runs.events(connection, tape.run_id, after=tape.seq, limit=ROWS) if has_rows else []
         plain = tape.take(pieces, rows)
         if plain or tape.ended:
             chunk = b"%x\r\n%b\r\n" % (len(plain), plain) if plain else b""
             for follower in tuple(reader.followers):
                 follower.hear(plain, chunk, tape)
-        if len(rows) < ROWS:
-            return
+        has_rows, has_pieces = len(rows) == ROWS, len(pieces) == PIECES

@@ -31,8 +31,7 @@ def project(run_id: str, agent: Agent | None, seq: int, event: ev.Event) -> Iter
         case ev.Turned():
             yield from _turned(here, run_id, event)
         case ev.ModelAsked():
-            where = {"frame": event.frame, "step": event.step, "attempt": event.attempt}
-            yield k.ModelStarted(**here, **where, model=event.model)
+            yield k.ModelStarted(**here, frame=event.frame, step=event.step, attempt=event.attempt, model=event.model)
         case ev.Replied():
             yield from _replied(here, agent, event)
         case ev.ModelErred():
@@ -51,8 +50,14 @@ def project(run_id: str, agent: Agent | None, seq: int, event: ev.Event) -> Iter
         case ev.Said():
             yield k.UserMessage(**here, text=event.message.text if event.message else "")
         case ev.Decided():
-            named = {"approval": approval_id(run_id, event.wait), "wait": event.wait}
-            yield k.ApprovalResolved(**here, **named, decision=event.decision, by=event.by, reason=event.reason)
+            yield k.ApprovalResolved(
+                **here,
+                approval=approval_id(run_id, event.wait),
+                wait=event.wait,
+                decision=event.decision,
+                by=event.by,
+                reason=event.reason,
+            )
         case ev.Noted(kind=kind) if kind in SANDBOX:
             yield SANDBOX[kind](**here)  # type: ignore[misc]
 

@@ -52,7 +52,7 @@ async def events(ask: Ask[None, EventsQuery]) -> Answer | web.StreamResponse:
 
 
 def _last_event_id(ask: Ask[Any, EventsQuery]) -> int:
-    """Where the client says that it stands; the header is newer than the URL, which stays the same when it reconnects."""
+    """Where the client says that it stands; the header is newer than the URL, which stays as it was."""
     text = ask.http.headers.get("Last-Event-ID", "")
     if not text:
         return ask.query.after

@@ -91,6 +91,12 @@ class Tape:
             out += self._show(key, made)
         return b"".join(out)
 
+    def knows(self, batch: DeltaRow) -> bool:
+        """Say whether the attempt that these deltas belong to is running, as far as the tape goes."""
+        calls = f"{batch.frame.rstrip('/')}/{batch.step}."
+        model = (batch.frame, batch.step, batch.attempt)
+        return model in self._made or any(step < 0 and call.startswith(calls) for call, step, _ in self._made)
+
     def catch_up(self) -> bytes:
         """Write what is being made right now, for a follower who comes in the middle; what it had of it is void."""
         return b"".join(

@@ -81,6 +81,8 @@ class Stream:
         assert reader.tape is not None
         if await self.replay(until=seq):
             return True
+        if follower.behind:
+            return False
         await self.response.write(made + follower.release(reader.tape))
         while not (follower.ended or follower.behind):
             try:

@@ -9,16 +9,17 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
 from sojourn.api.http import parse, problems
-from sojourn.api.http.codes import Bug, Refused, TooSlow, WrongMedia, WrongMethod
+from sojourn.api.http.codes import Bug, TooSlow, WrongMedia, WrongMethod
 from sojourn.api.parts import Api
 from sojourn.api.route import NAMES, Answer, Ask, Live, Route
-from sojourn.errors import Invalid, NotFound, SojournError, TooLarge, Unauthenticated
+from sojourn.errors import Invalid, NotFound, Refused, SojournError, TooLarge, Unauthenticated
 from sojourn.identity import scopes
 from sojourn.store.rows import Principal
 
@@ -36,7 +37,9 @@ SECURITY = {
     "Referrer-Policy": "no-referrer",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
-ANYBODY = Principal(tenant="", user="", key_id="", scopes=frozenset(), handle="", expires_at=None)
+ANYBODY = Principal(
+    tenant="", user="", key_id="", scopes=frozenset(), handle="", expires_at=datetime.max.replace(tzinfo=UTC)
+)
 REQUEST: web.RequestKey[str] = web.RequestKey("request_id", str)
 ROUTE: web.RequestKey[Route] = web.RequestKey("route", Route)
 CALLER: web.RequestKey[Principal] = web.RequestKey("caller", Principal)
@@ -79,7 +82,7 @@ async def prepare(request: web.Request, response: web.StreamResponse) -> None:
 
 def guarded(route: Route, parts: Api, live: Live) -> Inner:
     """Make a route's handler as the server calls it."""
-    decoder = msgspec.json.Decoder(route.body) if route.body else None
+    decoder: msgspec.json.Decoder[Any] | None = msgspec.json.Decoder(route.body) if route.body else None
 
     async def handle(request: web.Request) -> web.StreamResponse:
         request[ROUTE] = route

@@ -5,11 +5,10 @@ doorbells ring only after it. A refusal is not remembered: it changed nothing, a
 """
 
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
-from msgspec.structs import replace
 
 from sojourn.api.route import Answer, Ask
 from sojourn.errors import Invalid
@@ -19,6 +18,13 @@ from sojourn.store.tenant import idempotency
 Work = Callable[[Connection], Awaitable[Answer]]
 
 KEY_CHARS_MAX = 255
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """An answer as it is remembered."""
+
+    headers: Mapping[str, str]
+    body: msgspec.Raw
 
 
 async def once(ask: Ask[Any, Any], work: Work) -> Answer:
@@ -50,8 +56,11 @@ async def _remembered(ask: Ask[Any, Any], key: str, connection: Connection, work
         ttl_s=ask.parts.settings.idempotency_hours * 3600,
     )
     if stored is not None:
-        return Answer(status=stored.status, body=stored.body, headers={"Idempotency-Replayed": "true"})
+        kept = msgspec.json.decode(stored.body, type=Kept)
+        return Answer(
+            status=stored.status, body=bytes(kept.body), headers={**kept.headers, "Idempotency-Replayed": "true"}
+        )
     answer = await work(connection)
-    body = msgspec.json.encode(answer.body)
-    await idempotency.finish(connection, key, status=answer.status, body=body)
-    return replace(answer, body=body)
+    kept = Kept(headers=answer.headers, body=msgspec.Raw(msgspec.json.encode(answer.body)))
+    await idempotency.finish(connection, key, status=answer.status, body=msgspec.json.encode(kept))
+    return answer

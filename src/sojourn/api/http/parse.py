@@ -25,6 +25,8 @@ def json_body(data: bytes, decoder: "msgspec.json.Decoder[T]") -> T:
     """Decode a request body. Raises Malformed, and Invalid with a JSON pointer."""
     try:
         value = decoder.decode(data)
+        if NUL_ESCAPE in data:
+            _refuse_nul(msgspec.json.decode(data))
     except msgspec.ValidationError as error:
         raise invalid(error) from None
     except RecursionError:
@@ -35,20 +37,18 @@ def json_body(data: bytes, decoder: "msgspec.json.Decoder[T]") -> T:
         if SURROGATE.search(data):
             raise Malformed(r"A string holds half of a surrogate pair (\ud800 to \udfff), which is no text.") from None
         raise Malformed(f"The body is not JSON: {error}.") from None
-    if NUL_ESCAPE in data:
-        _refuse_nul(msgspec.json.decode(data))
     return value
 
 
 def query(values: Mapping[str, str], kind: type[T]) -> T:
     """Convert a query's parameters. Raises Invalid."""
-    seen = list(values)
-    if len(seen) != len(set(seen)):
+    given = dict(values.items())
+    if len(given) != len(values):
         raise Invalid("A query parameter is given twice.")
-    if any("\0" in value for value in values.values()):
+    if any("\0" in value for value in given.values()):
         raise Invalid("A query parameter holds a NUL character.")
     try:
-        return msgspec.convert(dict(values), kind, strict=False)
+        return msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as error:
         raise invalid(error) from None
 

@@ -57,7 +57,8 @@ def _page(document: Json) -> Iterator[str]:
         yield f"<dt><code>{escape(scope)}</code></dt><dd>{_text(text)}</dd>"
     yield '</dl><h2 id="codes">codes</h2><dl>'
     for code, about in document["x-codes"].items():
-        yield f'<dt id="{escape(code)}"><code>{escape(code)}</code> {about["status"]}</dt><dd>{_text(about["title"])}</dd>'
+        yield f'<dt id="{escape(code)}"><code>{escape(code)}</code> {about["status"]}</dt>'
+        yield f"<dd>{_text(about['title'])}</dd>"
     yield "</dl></main></body></html>"
 
 

@@ -17,7 +17,7 @@ from sojourn.loop.events import Cancelled, Said
 from sojourn.loop.messages import Message
 from sojourn.store import runs
 from sojourn.store.db import Connection
-from sojourn.store.rows import RunFilter, RunRow
+from sojourn.store.rows import RunFilter, RunRow, Status
 
 WaitS = Annotated[
     float, Meta(ge=0, le=300, description="Hold the answer up to so many seconds, until the run has ended or waits.")
@@ -29,10 +29,10 @@ class StartQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class ListQuery(Page, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    status: shapes.Status | None = None
-    agent: Annotated[str, Meta(max_length=64)] | None = None
-    session: shapes.Id | None = None
-    user: Annotated[str, Meta(max_length=200)] | None = None
+    status: Annotated[Status, Meta(description="Only runs that stand so.")] | None = None
+    agent: Annotated[str, Meta(max_length=64, description="Only runs of this agent.")] | None = None
+    session: Annotated[str, Meta(max_length=64, description="Only runs of this session.")] | None = None
+    user: Annotated[str, Meta(max_length=200, description="Only runs of this user.")] | None = None
 
 
 class Transcript(msgspec.Struct, frozen=True, kw_only=True):

@@ -178,9 +178,9 @@ class Book:
 
     def _enclose(self, id_: str, span: Span) -> None:
         held = [one for one in self.spans.values() if one.parent == id_]
-        ends = [one.ended_at for one in held]
-        last = max((one for one in held if one.ended_at), key=lambda one: one.ended_at, default=None)
-        if last is not None and None not in ends:
+        ends = [one.ended_at for one in held if one.ended_at is not None]
+        if held and len(ends) == len(held):
+            last = next(one for one in reversed(held) if one.ended_at == max(ends))
             self.spans[id_] = replace(span, ended_at=last.ended_at, status=last.status)
 
 

@@ -20,7 +20,7 @@ from sojourn.errors import Invalid, NotFound, TooLarge
 from sojourn.sandboxes.sandbox import FileStat
 
 PIECE_BYTES = 1 << 20
-UPLOAD_IDLE_S = 30.0
+UPLOAD_S, UPLOAD_IDLE_S = 600.0, 30.0
 FILES_MAX = 1000
 
 
@@ -96,7 +96,11 @@ async def read(ask: Ask[None, None]) -> web.StreamResponse:
 
 async def write(ask: Ask[None, None]) -> Answer:
     """Replace a file."""
-    data = await _upload(ask)
+    try:
+        async with asyncio.timeout(UPLOAD_S):
+            data = await _upload(ask)
+    except TimeoutError:
+        raise TooSlow(f"The file did not arrive within {UPLOAD_S:g} s.") from None
     await (await writable(ask)).write(ask.names["path"], data)
     return Answer(status=201, body=FileWritten(path=ask.names["path"], bytes=len(data)))
 

@@ -41,8 +41,7 @@ async def make(ask: Ask[CreateSession, None]) -> Answer:
 
     async def work(connection: Connection) -> Answer:
         session_id = ask.parts.new_id("ses")
-        await sessions.create(connection, session_id)
-        row = await sessions.get(connection, session_id)
+        row = await sessions.create(connection, session_id)
         return Answer(status=201, body=_seen(row), headers={"Location": f"/v1/sessions/{session_id}"})
 
     return await once(ask, work)
@@ -67,8 +66,7 @@ async def close(ask: Ask[None, None]) -> Answer:
     session_id = ask.names["session_id"]
 
     async def work(connection: Connection) -> Answer:
-        await sessions.close(connection, session_id)
-        return Answer(body=_seen(await sessions.get(connection, session_id)))
+        return Answer(body=_seen(await sessions.close(connection, session_id)))
 
     return await once(ask, work)
 

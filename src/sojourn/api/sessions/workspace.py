@@ -1,60 +1,39 @@
 """The sandbox behind a session's files. Called by the file handlers.
 
-The rule: the session was seen with the caller's own rights before anything of it is opened, and every path is the
-sandbox port's to judge. A living sandbox is used as it is; one that was put away is brought back from its snapshot.
+The rule: the session was seen with the caller's own rights before anything of it is opened, its row is locked while its
+files are brought here, so that two who want them do not undo each other, and every path is the port's to judge.
 """
 
 from typing import Any
 
+import msgspec
+
 from sojourn.api.route import Ask
 from sojourn.errors import Conflict, NotFound, SandboxUnavailable
 from sojourn.sandboxes.sandbox import Provider, Sandbox, Snapshot, Spec
+from sojourn.store.db import Connection
 from sojourn.store.rows import SessionRow
 from sojourn.store.tenant import blobs, sessions
 
 
 async def existing(ask: Ask[Any, Any]) -> Sandbox | None:
-    """The session's sandbox; None where it never had one. Raises NotFound and SandboxUnavailable."""
-    return await _reach(ask, await _row(ask))
+    """The session's sandbox; None where it never had a file. Raises NotFound and SandboxUnavailable."""
+    async with ask.transaction() as connection:
+        row = await sessions.get(connection, ask.names["session_id"])
+        provider = _provider(ask)
+        if row.host is None and row.workspace is None:
+            return None
+        living = await provider.attach(row.id) if row.host == ask.parts.host else None
+        return living or await _open(ask, connection, row)
 
 
 async def writable(ask: Ask[Any, Any]) -> Sandbox:
     """The same, made now where there is none. Raises NotFound, Conflict and SandboxUnavailable."""
-    row = await _row(ask, touch=True)
-    if row.closed_at is not None:
-        raise Conflict("The session is closed; its files can be read and not changed.", code="session.closed")
-    found = await _reach(ask, row)
-    return found or await _provider(ask).create(row.id, _spec(ask))
-
-
-async def _row(ask: Ask[Any, Any], *, touch: bool = False) -> SessionRow:
     async with ask.transaction() as connection:
         row = await sessions.get(connection, ask.names["session_id"])
-        if touch:
-            await sessions.touch(connection, row.id)
-    return row
-
-
-async def _reach(ask: Ask[Any, Any], row: SessionRow) -> Sandbox | None:
-    provider = _provider(ask)
-    living = await provider.attach(row.id)
-    if living is not None or row.workspace is None:
-        return living
-    async with ask.transaction() as connection:
-        data = await blobs.get(connection, row.workspace)
-    snapshot = Snapshot(digest=row.workspace, data=data, files=0, size_bytes=len(data))
-    return await provider.restore(row.id, snapshot, _spec(ask))
-
-
-def _provider(ask: Ask[Any, Any]) -> Provider:
-    provider = ask.parts.sandboxes
-    if provider is None:
-        raise SandboxUnavailable("This server reaches no sandboxes; ask one that runs beside a worker.")
-    return provider
-
-
-def _spec(ask: Ask[Any, Any]) -> Spec:
-    return Spec(limits=ask.parts.settings.sandbox_limits)
+        if row.closed_at is not None:
+            raise Conflict("The session is closed; its files can be read and not changed.", code="session.closed")
+        return await _open(ask, connection, row)
 
 
 def need(sandbox: Sandbox | None) -> Sandbox:
@@ -62,3 +41,30 @@ def need(sandbox: Sandbox | None) -> Sandbox:
     if sandbox is None:
         raise NotFound("The session has no files yet.")
     return sandbox
+
+
+async def _open(ask: Ask[Any, Any], connection: Connection, row: SessionRow) -> Sandbox:
+    """Open the session's sandbox here, with its newest files, and write down that it is here."""
+    provider, spec = _provider(ask), Spec(limits=ask.parts.settings.sandbox_limits)
+    await sessions.touch(connection, row.id)
+    row = await sessions.get(connection, row.id)
+    if row.host not in (None, ask.parts.host):
+        raise SandboxUnavailable(f"The session's files are on the host {row.host}; ask the API there.")
+    here = row.host is not None and provider.files(row.id) is not None
+    if row.workspace is None or here:
+        sandbox = await provider.create(row.id, spec)
+    else:
+        data = await blobs.get(connection, row.workspace)
+        archive = Snapshot(digest=row.workspace, data=data, files=0, size_bytes=len(data))
+        sandbox = await provider.restore(row.id, archive, spec)
+    if sandbox.created or row.host != ask.parts.host:
+        found = await provider.probe()
+        enforced = msgspec.json.encode(found.enforced)
+        await sessions.place(connection, row.id, host=ask.parts.host, backend=found.provider, enforced=enforced)
+    return sandbox
+
+
+def _provider(ask: Ask[Any, Any]) -> Provider:
+    if ask.parts.sandboxes is None:
+        raise SandboxUnavailable("This server reaches no sandboxes; ask one that runs beside a worker.")
+    return ask.parts.sandboxes

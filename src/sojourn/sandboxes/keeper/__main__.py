@@ -95,7 +95,7 @@ def _prepare(bwrap: Path | None, *, with_cgroups: bool) -> tuple[Machine, socket
     if architecture is None:
         raise SandboxUnavailable(f"there is no system call filter for {platform.machine()}, so no sandbox")
     binary, version = find(bwrap)
-    for name in (protocol.WORKSPACES, protocol.TRASH):
+    for name in (protocol.WORKSPACES, protocol.TRASH, protocol.BEGUN):
         Path(name).mkdir(mode=0o700, exist_ok=True)
     if os.geteuid() == 0:
         Path(protocol.WORKSPACES).chmod(0o711)

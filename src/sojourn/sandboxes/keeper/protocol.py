@@ -12,7 +12,8 @@ import msgspec
 from sojourn.sandboxes.sandbox import Capability, Destroyed, Exit, Limits, Output, Spec
 
 VERSION = 1
-SOCKET, LOCK, LOG, WORKSPACES, TRASH = "keeper.sock", "keeper.lock", "keeper.log", "workspaces", "trash"
+SOCKET, LOCK, LOG = "keeper.sock", "keeper.lock", "keeper.log"
+WORKSPACES, TRASH, BEGUN = "workspaces", "trash", "begun"
 FRAME_BYTES_MAX = 64 << 20
 
 

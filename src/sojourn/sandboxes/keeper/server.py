@@ -19,6 +19,7 @@ import msgspec
 
 from sojourn.errors import SandboxUnavailable
 from sojourn.sandboxes.keeper import protocol
+from sojourn.sandboxes.keeper.begun import Begun
 from sojourn.sandboxes.keeper.session import Session
 from sojourn.sandboxes.kernel import tree
 from sojourn.sandboxes.kernel.cgroups import Cgroups
@@ -147,7 +148,7 @@ class Keeper:
 
     async def _exec(self, request: protocol.Exec, writer: asyncio.StreamWriter) -> None:
         session = self._sessions.get(request.session_id)
-        running = session.run(request) if session is not None and (session.standing or request.resume) else None
+        running = session.run(request) if session is not None else None
         if running is None and request.resume:
             return await protocol.send(writer, protocol.Failed("exec_unknown", ""))
         if running is None:
@@ -163,6 +164,9 @@ class Keeper:
             await asyncio.shield(session.ended)
         processors = self._processors(spec)
         workspace = Path(protocol.WORKSPACES, session_id)
+        record = Path(protocol.BEGUN, session_id)
+        if not workspace.exists():
+            Begun.begin(record)
         workspace.mkdir(mode=0o700, exist_ok=True)
         uid = self._uids.claim(workspace) if self._uids is not None else None
         group = self._machine.cgroups.create(session_id, spec.limits)
@@ -174,7 +178,7 @@ class Keeper:
         except BaseException:
             await group.remove()
             raise
-        session = self._sessions[session_id] = Session(spec, ground, standing, workspace)
+        session = self._sessions[session_id] = Session(spec, ground, standing, workspace, Begun(record))
         session.ended.add_done_callback(lambda _: self._forget(session_id))
         log.info("sandbox.created", extra={"session": session_id, "init": standing.init})
         return True
@@ -246,6 +250,7 @@ class Keeper:
     async def _remove(self, session_id: str) -> int:
         """Remove a workspace; it is out of the way at once, and its files a little later. How many are left."""
         workspace, trash = Path(protocol.WORKSPACES, session_id), Path(protocol.TRASH, f"{session_id}.{time.time_ns()}")
+        Path(protocol.BEGUN, session_id).unlink(missing_ok=True)
         try:
             workspace.rename(trash)
             for _ in tree.remove(trash):

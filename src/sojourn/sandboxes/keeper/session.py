@@ -11,6 +11,7 @@ import signal
 from pathlib import Path
 from typing import Literal
 
+from sojourn.sandboxes.keeper.begun import Begun
 from sojourn.sandboxes.keeper.protocol import Exec
 from sojourn.sandboxes.keeper.running import Place, Running
 from sojourn.sandboxes.keeper.watch import Watch
@@ -25,7 +26,7 @@ _KEPT_BYTES = 2 << 20
 class Session:
     """A living sandbox and its programs."""
 
-    def __init__(self, spec: Spec, ground: Ground, standing: Standing, workspace: Path) -> None:
+    def __init__(self, spec: Spec, ground: Ground, standing: Standing, workspace: Path, begun: Begun) -> None:
         self.limits = spec.limits
         self.processes_left = 0
         self.processes = Processes(standing.proc)
@@ -33,6 +34,7 @@ class Session:
         self._standing = standing
         self._killed = False
         self._runs: dict[str, Running] = {}
+        self._begun = begun
         self._programs: set[asyncio.Task[None]] = set()
         self._place = Place(
             forker=ground.forker,
@@ -57,10 +59,12 @@ class Session:
         return not self._killed and not is_readable(self._standing.doors.init)
 
     def run(self, request: Exec) -> Running | None:
-        """The program of this exec_id, started now when the id is new; None when it is new but should not be."""
+        """The program of this exec_id, started now when the id is new; None where it may have been begun and lost."""
         running = self._runs.get(request.exec_id)
-        if running is None and not request.resume:
+        wanted = not request.resume or self._begun.never(request.exec_id)
+        if running is None and wanted and self.standing:
             self._forget_old_output()
+            self._begun.add(request.exec_id)
             running = self._runs[request.exec_id] = Running(self._place, request)
             program = asyncio.get_running_loop().create_task(running.run())
             self._programs.add(program)

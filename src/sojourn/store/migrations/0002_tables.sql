@@ -63,7 +63,7 @@ create table session (
 );
 create index session_host on session (host, used_at) where host is not null;
 
-create unlogged sequence worker_key as integer cycle;
+create sequence worker_key as integer cycle;
 
 create table worker (
     id          text primary key,
@@ -118,11 +118,13 @@ create table run (
     constraint run_finished check ((finished_at is not null) = (status in ('completed', 'failed', 'cancelled')))
 ) with (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.05);
 alter table run alter snapshot set storage external, alter result set storage external;
+-- Only the primary key begins with the tenant: another index that did would look as good to a planner without statistics.
 create index run_due on run (priority, due_at) where due_at is not null;
 create index run_queued on run (tenant) where status = 'queued';
 create index run_leased on run (lease_worker) where lease_worker is not null;
--- The tenant stands last here: an index that begins with it looks as good as the primary key to a planner without statistics.
 create index run_session on run (session_id, tenant, finished_at);
+create index run_unfinished on run (id, tenant) where finished_at is null;
+create index run_waiting on run (id, tenant) where waits is not null;
 create unique index run_one_per_session on run (session_id, tenant) where finished_at is null;
 
 create table inbox (

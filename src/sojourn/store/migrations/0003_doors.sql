@@ -96,7 +96,10 @@ begin
         return;
     end if;
     if key.last_used_at is null or key.last_used_at < now() - interval '1 minute' then
-        update api_key k set last_used_at = now() where k.tenant = key.tenant and k.id = key.id;
+        update api_key k set last_used_at = now() where (k.tenant, k.id) in (
+            select l.tenant, l.id from api_key l where l.tenant = key.tenant and l.id = key.id
+            for no key update skip locked -- one of many callers writes it, and nobody waits
+        );
     end if;
     until := least(key.expires_at, now() + interval '5 minutes');
     return query select key.tenant, key.id, key.user_id, key.scopes,

@@ -24,13 +24,16 @@ with place as (
         select id from run
         where tenant = s.tenant and session_id = s.id and finished_at is not null
         order by finished_at desc limit 1
-    ) is distinct from $24 as stale
+    ) is distinct from $24 or exists (
+        select from run where tenant = s.tenant and session_id = s.id and finished_at is null
+    ) as busy
     from session s where s.tenant = (select scope_tenant()) and s.id = $2
+    for share of s
 ), made as (
     insert into run (tenant, id, session_id, user_id, agent_name, agent_version, agent_digest, priority, due_at, seq,
         input, limits, labels, snapshot)
     select tenant, $1, $2, $4, $5, $6, $7, $8, now(), 1, $9, $10, $11, $12
-    from place where closed_at is null and not "full" and not stale
+    from place where closed_at is null and not "full" and not busy
     returning tenant, id
 ), journaled as (
     insert into journal (tenant, run_id, seq, at, kind, event, frame_id, slot)
@@ -45,7 +48,7 @@ with place as (
     from made, unnest($21::text[], $22::text[], $23::text[]) as agent (digest, subs, spec)
     on conflict do nothing
 )
-select closed_at is not null as closed, "full", stale from place
+select closed_at is not null as closed, "full", busy from place
 """
 INPUT_MAX = 500
 
@@ -64,7 +67,7 @@ async def create(conn: Connection, new: NewRun, *, queued_max: int) -> None:
         raise NotFound(f"There is no session {new.event.session_id}.")
     if place["closed"]:
         raise Conflict(f"Session {new.event.session_id} is closed; start a new one.", code="session.closed")
-    if place["stale"]:
+    if place["busy"]:
         raise _busy(new)
     if place["full"]:
         raise QueueFull(f"{queued_max} runs of this tenant wait for a worker. Try again when some have begun.")

@@ -21,15 +21,9 @@ select id, session_id, user_id, agent_name, agent_version, agent_digest, status,
 from run where tenant = (select scope_tenant())
 """
 # The ids are ordered by time, so the primary key is the order of a page.
-PAGE = f"""{COLUMNS}
-    and id < $1
-    and ($3::text is null or status = $3)
-    and ($4::text is null or agent_name = $4)
-    and ($5::text is null or session_id = $5)
-    and ($6::text is null or user_id = $6)
-order by id desc limit $2
-"""
-WAITING = f"{COLUMNS} and finished_at is null and waits is not null and id < $1 order by id desc limit $2"
+PAGE = f"{COLUMNS} and id < $1 {{}} order by id desc limit $2"
+WAITING = PAGE.format("and waits is not null")
+UNFINISHED = ("queued", "running", "suspended")
 NEWEST = "zzzz"
 """A cursor above every id."""
 
@@ -51,8 +45,17 @@ async def page(
 ) -> RunPage:
     """Read a page of runs, newest first."""
     where = where or RunFilter()
-    wanted = (where.status, where.agent, where.session_id, where.user_id)
-    return _page(await conn.fetch(PAGE, after or NEWEST, limit + 1, *wanted), limit)
+    wanted = {
+        "status": where.status,
+        "agent_name": where.agent,
+        "session_id": where.session_id,
+        "user_id": where.user_id,
+    }
+    given = {column: value for column, value in wanted.items() if value is not None}
+    clauses = [f"and {column} = ${n}" for n, column in enumerate(given, 3)]
+    clauses += ["and finished_at is null"] if where.status in UNFINISHED else []
+    statement = PAGE.format(" ".join(clauses))
+    return _page(await conn.fetch(statement, after or NEWEST, limit + 1, *given.values()), limit)
 
 
 async def waiting(conn: Connection, *, after: str | None = None, limit: int = 50) -> RunPage:

@@ -35,9 +35,12 @@ def freeze(continuation: Continuation) -> bytes:
 def thaw(data: bytes) -> Continuation:
     """Read what `freeze` wrote. Raises UnknownFormat for a newer version's, Unreadable for anything else."""
     try:
-        return _continuation.decode(data)
+        found = _continuation.decode(data)
     except (msgspec.DecodeError, RecursionError) as error:
         raise _unreadable(data) from error
+    if (found.format, found.version) != (FORMAT, VERSION):
+        raise _unreadable(data)
+    return found
 
 
 def whole(continuation: Continuation, bodies: dict[tuple[str, int], Message]) -> Continuation:

@@ -24,14 +24,14 @@ insert into agent_version (tenant, name, version, digest, created_by)
 select tenant, name, 1, $2, $3 from made
 returning name, version, digest, created_at, created_by
 """
-LOCK = """
-select a.live_version, a.archived_at, s.spec,
+LOCK = "select from agent where tenant = (select scope_tenant()) and name = $1 for no key update"
+LIVE = """
+select a.live_version, s.spec,
     (select max(version) from agent_version v where v.tenant = a.tenant and v.name = a.name) as last_version
 from agent a
 join agent_version v on v.tenant = a.tenant and v.name = a.name and v.version = a.live_version
 join agent_spec s on s.tenant = v.tenant and s.digest = v.digest
 where a.tenant = (select scope_tenant()) and a.name = $1
-for no key update of a
 """
 ADD = """
 insert into agent_version (tenant, name, version, digest, created_by) values (scope_tenant(), $1, $2, $3, $4)
@@ -90,7 +90,8 @@ async def add_version(
 
     Raises NotFound.
     """
-    live = await conn.fetchrow(LOCK, agent.name)
+    await conn.execute(LOCK, agent.name)  # first: who waited for it must see the version that was added meanwhile
+    live = await conn.fetchrow(LIVE, agent.name)
     if live is None:
         raise _missing(agent.name)
     if replace(agent, version=live["live_version"]) == _agent.decode(live["spec"]):

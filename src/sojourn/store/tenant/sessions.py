@@ -19,6 +19,7 @@ UPDATE = "update session set {} where tenant = (select scope_tenant()) and id = 
 TOUCH = UPDATE.format("used_at = now()")
 PLACE = UPDATE.format("used_at = now(), host = $2, backend = $3, enforced = $4")
 SAVE = UPDATE.format("workspace = $2, host = $3, backend = coalesce($4, backend)")
+LOCK = "select from session where tenant = (select scope_tenant()) and id = $1 for update"
 CLOSE = """
 update session s set closed_at = coalesce(closed_at, now())
 where tenant = (select scope_tenant()) and id = $1 and not exists (
@@ -64,6 +65,7 @@ async def page(conn: Connection, *, after: str | None = None, limit: int = 50) -
 
 async def close(conn: Connection, session_id: str) -> SessionRow:
     """End a session. Raises NotFound, and Conflict while a run of it goes on."""
+    await conn.execute(LOCK, session_id)  # first: who waited for it must see the run that was begun meanwhile
     if await conn.execute(CLOSE, session_id) == "UPDATE 0":
         await get(conn, session_id)
         raise Conflict(f"A run of session {session_id} goes on; cancel it first.", code="session.busy")

@@ -1,0 +1,129 @@
+"""What a request costs: CPU time of the API's process for each, and how long the caller waits for it.
+
+    python -m bench.post [--requests 3000] [--json]
+
+An authenticated POST that inserts one row (a session) is what the floors of other frameworks were measured on. The API
+runs in a process of its own; eight callers here keep their connections.
+"""
+
+import argparse
+import asyncio
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import uvloop
+from aiohttp import web
+from tests.api.played_worker import at, ids
+
+from bench.figure import Figure, report, spread
+from sojourn.api.app import build
+from sojourn.api.parts import DELTA_BELL, INBOX_BELL, RUN_BELL, WORK_BELL, Api
+from sojourn.models.model import Endpoint
+from sojourn.settings import Settings
+from sojourn.store import embedded
+from sojourn.store.db import connect
+from sojourn.store.doorbell import Doorbell
+from sojourn.store.migrate import migrate
+from sojourn.store.tenant import keys
+
+TICK = os.sysconf("SC_CLK_TCK")
+CALLERS = 8
+FLOOR = "raw ASGI 251, FastAPI 437"
+RUN = {"input": "go", "model": "sim:a"}
+ASKED: dict[str, tuple[str, str, Any]] = {
+    "GET /healthz": ("GET", "/healthz", None),
+    "GET /v1/me (a key, no database)": ("GET", "/v1/me", None),
+    "POST /v1/sessions (one insert)": ("POST", "/v1/sessions", {}),
+    "POST /v1/runs (session, run, journal, message, agent)": ("POST", "/v1/runs", RUN),
+}
+
+
+class Models:
+    """One provider, which nobody asks."""
+
+    def endpoints(self) -> dict[str, Endpoint]:
+        return {"sim": Endpoint(name="sim", dialect="openai", base_url="http://127.0.0.1:9", key_required=False)}
+
+
+async def serve(folder: Path) -> None:
+    """Serve until stdin closes."""
+    async with (
+        await embedded.start(folder, fsync=False) as cluster,
+        await connect(cluster) as database,
+        Doorbell(database, (RUN_BELL, DELTA_BELL, WORK_BELL, INBOX_BELL)) as bell,
+    ):
+        await migrate(database)
+        token = await keys.bootstrap(database)
+        settings = Settings(queued_runs_max=1_000_000)
+        parts = Api(
+            database=database, doorbell=bell, settings=settings, tools={},
+            models=Models(), sandboxes=None, now=at, new_id=ids(),  # type: ignore[arg-type]
+        )  # fmt: skip
+        runner = web.AppRunner(build(parts), access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        print(runner.addresses[0][1], token, flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+        await runner.cleanup()
+
+
+def cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICK
+
+
+async def ask(url: str, token: str, asked: tuple[str, str, Any], n: int) -> list[float]:
+    """Make `n` requests from all callers together; how long each took, in ms."""
+    method, path, body = asked
+    took: list[float] = []
+
+    async def caller(http: aiohttp.ClientSession) -> None:
+        for _ in range(n // CALLERS):
+            began = time.perf_counter()
+            async with http.request(method, url + path, json=body) as reply:
+                assert reply.status < 300, await reply.text()
+                await reply.read()
+            took.append((time.perf_counter() - began) * 1000)
+
+    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {token}"}) as http:
+        await asyncio.gather(*(caller(http) for _ in range(CALLERS)))
+    return took
+
+
+async def main(requests: int) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="sojourn-bench-"))
+    command = [sys.executable, "-m", "bench.post", "--serve", str(folder)]
+    figures: list[Figure] = []
+    pipe = asyncio.subprocess.PIPE
+    server = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
+    assert server.stdin is not None
+    assert server.stdout is not None
+    port, token = (await server.stdout.readline()).decode().split()
+    for what, asked in ASKED.items():
+        url = f"http://127.0.0.1:{port}"
+        await ask(url, token, asked, 200)
+        before = cpu_s(server.pid)
+        took = await ask(url, token, asked, requests)
+        each_us = (cpu_s(server.pid) - before) / len(took) * 1e6
+        floor = FLOOR if "one insert" in what else ""
+        figures.append(Figure(id="POST", what=f"CPU, {what}", unit="us", median=each_us, floor=floor))
+        figures.append(spread("POST", f"answered, {what}, {CALLERS} callers", "ms", took))
+    server.stdin.close()
+    await server.wait()
+    shutil.rmtree(folder)
+    report(figures)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=3000)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--serve", type=Path)
+    given = parser.parse_args()
+    uvloop.run(serve(given.serve) if given.serve else main(given.requests))
