@@ -219,13 +219,9 @@ async def starts(data_dir: Path, env: dict[str, str]) -> list[Figure]:
         process.terminate()
         await process.communicate()
         await until(lambda: not embedded.running(data_dir))
-    commands = []
-    for _ in range(15):
-        began = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "sojourn.cli", "version"], env=env, check=True, stdout=subprocess.DEVNULL)
-        commands.append((time.perf_counter() - began) * 1000)
-    start, command = statistics.median(times[1:]), statistics.median(commands)
-    floor = _python_start_ms()
+    command = await asyncio.to_thread(_process_ms, [sys.executable, "-m", "sojourn.cli", "version"], env)
+    floor = await asyncio.to_thread(_process_ms, [sys.executable, "-c", "pass"], env)
+    start = statistics.median(times[1:])
     return [
         Figure(
             id="B11",
@@ -247,11 +243,12 @@ async def starts(data_dir: Path, env: dict[str, str]) -> list[Figure]:
     ]
 
 
-def _python_start_ms() -> float:
+def _process_ms(command: list[str], env: dict[str, str]) -> float:
+    """How long a command takes from start to end."""
     times = []
-    for _ in range(10):
+    for _ in range(15):
         began = time.perf_counter()
-        subprocess.run([sys.executable, "-c", "pass"], check=True)
+        subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL)
         times.append((time.perf_counter() - began) * 1000)
     return statistics.median(times)
 

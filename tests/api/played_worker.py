@@ -170,7 +170,7 @@ class Play:
     def delta(self, text: str, **more: Any) -> None:
         root = self.state.root
         item = msgspec.json.encode({"type": "message", "text": text, **more})
-        self.player.deltas.add(self.claimed.tenant, self.claimed.run_id, "/", root.step, root.turn.attempt, item)
+        self.player.deltas.add((self.claimed.tenant, self.claimed.run_id, "/", root.step, root.turn.attempt), item)
 
     # ---- whole plays ----
 

@@ -72,6 +72,8 @@ FIELDS = [
     ({**GOAL, "tools": [{"name": "mine"}]}, 422, "request.invalid", "/tools/0/schema"),
     ({**GOAL, "tools": [{"name": "my tool", "schema": {}}]}, 422, "request.invalid", "/tools/0/name"),
     ({**GOAL, "tools": [{"agent": "nobody"}]}, 422, "agent.unknown", "/tools/0/agent"),
+    ({"input": "go", "agent": {"model": "sim:one", "tools": ["bash"]}}, 422, "tool.unknown", "/agent/tools/0"),
+    ({"input": "go", "agent": {"model": "openai:gpt-5"}}, 422, "model.no_key", "/agent"),
     ({"input": "go", "agent": "nobody"}, 422, "agent.unknown", "/agent"),
     ({"input": "go", "agent": "nobody", "model": "sim:one"}, 422, "request.invalid", "/model"),
     ({**GOAL, "version": 1}, 422, "request.invalid", "/version"),

@@ -319,7 +319,7 @@ def _drops_a_child(agents, call, frame, at):  # type: ignore[no-untyped-def]
     return replace(right["authorize"](agents, call, frame, at), child=None)
 
 
-def _asks_nobody(call, frame, kind, at, title):  # type: ignore[no-untyped-def]
+def _asks_nobody(call, kind, *, frame, at, title):  # type: ignore[no-untyped-def]
     return replace(call, state="authorized")
 
 

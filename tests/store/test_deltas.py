@@ -21,8 +21,8 @@ async def test_deltas_arrive_in_order_and_in_batches(database: Database) -> None
     one, two = await submit(database, caller), await submit(database, caller)
     writer = DeltaWriter(database, lambda channel, ids: rung.append((channel, set(ids))), flush_s=0.001)
     for n in range(500):
-        writer.add("acme", one, "/", n // 250, 1, item(n))
-        writer.add("acme", two, "/0.1", 0, 2, item(-n))
+        writer.add(("acme", one, "/", n // 250, 1), item(n))
+        writer.add(("acme", two, "/0.1", 0, 2), item(-n))
         if n % 50 == 0:
             await asyncio.sleep(0)
     await writer.close()
@@ -44,7 +44,7 @@ async def test_the_first_delta_does_not_wait(database: Database) -> None:
     caller, rung = await enter(database), list[object]()
     run_id = await submit(database, caller)
     writer = DeltaWriter(database, lambda *ring: rung.append(ring), flush_s=0.2)
-    writer.add("acme", run_id, "/", 0, 1, item(1))
+    writer.add(("acme", run_id, "/", 0, 1), item(1))
     loop = asyncio.get_running_loop()
     began = loop.time()
     await until(lambda: bool(rung))
@@ -59,7 +59,7 @@ async def test_under_pressure_the_oldest_are_dropped(database: Database, monkeyp
     writer = DeltaWriter(database, lambda _channel, _ids: None)
     for run_id in made:
         for n in range(50):
-            writer.add("acme", run_id, "/", 0, 1, item(n))
+            writer.add(("acme", run_id, "/", 0, 1), item(n))
     await writer.close()
     async with database.scoped(caller.handle) as conn:
         assert await deltas.read(conn, made[0], after=0) == []
@@ -70,9 +70,9 @@ async def test_a_writer_survives_what_cannot_be_written(database: Database) -> N
     caller = await enter(database)
     run_id = await submit(database, caller)
     writer = DeltaWriter(database, lambda _channel, _ids: None, flush_s=0)
-    writer.add("acme", "\0", "/", 0, 1, item(0))
+    writer.add(("acme", "\0", "/", 0, 1), item(0))
     await writer.close()
-    writer.add("acme", run_id, "/", 0, 1, item(1))
+    writer.add(("acme", run_id, "/", 0, 1), item(1))
     await writer.close()
     async with database.scoped(caller.handle) as conn:
         assert len(await deltas.read(conn, run_id, after=0)) == 1
@@ -83,7 +83,7 @@ async def test_old_deltas_are_forgotten(database: Database) -> None:
     run_id = await submit(database, caller)
     async with hired(database):
         writer = DeltaWriter(database, lambda _channel, _ids: None, flush_s=0)
-        writer.add("acme", run_id, "/", 0, 1, item(0))
+        writer.add(("acme", run_id, "/", 0, 1), item(0))
         await writer.close()
     assert await deltas.prune(database, 60) == 0
     assert await deltas.prune(database, 0) == 1

@@ -13,7 +13,7 @@ from sojourn.errors import Conflict, LeaseLost, MissingPin, NotFound
 from sojourn.loop import events as ev
 from sojourn.loop.agent import Agent, Tool, digest
 from sojourn.loop.messages import said
-from sojourn.store import queue, runs
+from sojourn.store import commits, queue, runs
 from sojourn.store.db import Database
 from sojourn.store.rows import Principal, Release
 
@@ -116,8 +116,24 @@ async def test_a_snapshot_of_a_newer_release_goes_back_untouched(database: Datab
         future = b'{"format":"sojourn.continuation","version":99,"what":"ever"}'
         await engine.execute("update run set snapshot = $2 where id = $1", newer, future)
         assert [hand.run_id for hand in await worker.take(5)] == [older]
-        row = await engine.fetchrow("select snapshot, status, due_at > now() as later from run where id = $1", newer)
+        row = await engine.fetchrow("select snapshot, status, due_at > started_at from run where id = $1", newer)
         assert tuple(row) == (future, "queued", True)
+
+
+async def test_a_run_that_cannot_be_driven_rests_longer_each_time(database: Database) -> None:
+    caller = await enter(database)
+    async with hired(database) as worker, hired(database, "w2") as other, database.engine() as engine:
+        run_id = await submit(database, caller)
+        rests = []
+        for _ in range(8):
+            await worker.take_one()
+            await queue.give_back(database, other.id, [run_id])
+            assert await queue.beat(database, worker.id) == {run_id}, "another worker cannot give it back"
+            await queue.give_back(database, worker.id, [run_id])
+            rests.append(await engine.fetchval("select extract(epoch from due_at - now()) from run"))
+            await engine.execute("update run set due_at = now()")
+        assert [round(rest) for rest in rests[:3]] == [2, 4, 8]
+        assert max(rests) <= 60
 
 
 # ---- open ------------------------------------------------------------------------------------
@@ -250,6 +266,21 @@ async def test_a_release_that_waited_for_mail_to_be_posted_sees_it(database: Dat
         await release
         assert await status(database, caller, run_id) == "queued"
         assert ("sojourn_work", (run_id,)) in worker.rung
+
+
+async def test_mail_that_waited_for_a_run_to_end_is_refused(database: Database) -> None:
+    caller = await enter(database)
+    async with hired(database) as worker:
+        run_id = await submit(database, caller)
+        hand = await worker.take_one()
+        ending = [worker.id, *commits._arrays([hand.prepare(asked(0), release=Release(status="failed"))])]
+        async with database.engine() as engine, engine.transaction():
+            await engine.fetch(commits.COMMIT, *ending)
+            posted = asyncio.create_task(post(database, caller, run_id, words()))
+            await blocked(database)
+        with pytest.raises(Conflict) as refused:
+            await posted
+        assert refused.value.code == "run.ended"
 
 
 async def test_mail_needs_a_run_that_goes_on(database: Database) -> None:

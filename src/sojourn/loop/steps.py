@@ -26,7 +26,7 @@ from sojourn.loop.continuation import (
     WaitKind,
 )
 from sojourn.loop.events import ModelErred, Replied, Returned
-from sojourn.loop.messages import Message, ToolCall, observed, said
+from sojourn.loop.messages import observed, said
 from sojourn.loop.policy import gate
 
 TRIES = 6
@@ -50,9 +50,8 @@ def reply(agents: Agents, frame: Frame, event: Replied) -> Frame:
         return retry(agents, frame, _empty(event))
     after = replace(frame, step=frame.step + 1, turn=Turn(model=frame.turn.model), messages=(*frame.messages, message))
     if message.calls:
-        agent = agents[frame.agent.digest]
-        opened = (_open(agents, agent, frame, i, call, message, event.at) for i, call in enumerate(message.calls))
-        return replace(after, state="acting", calls=tuple(opened))
+        opened = tuple(_open(agents, frame, event, index) for index in range(len(message.calls)))
+        return replace(after, state="acting", calls=opened)
     if frame.inbox:
         return after
     if not message.text:
@@ -99,10 +98,11 @@ def _backoff_s(frame: Frame, failures: int) -> float:
 # ---- calls -----------------------------------------------------------------------------------
 
 
-def _open(
-    agents: Agents, agent: Agent, frame: Frame, index: int, request: ToolCall, message: Message, at: datetime
-) -> Call:
+def _open(agents: Agents, frame: Frame, event: Replied, index: int) -> Call:
     """Turn a provider's tool call into ours: refused with an observation, or gated."""
+    message, agent = event.message, agents[frame.agent.digest]
+    assert message is not None
+    request = message.calls[index]
     tool = agent.tool(request.name)
     call = Call(
         uid=f"{frame.id.rstrip('/')}/{frame.step}.{index}",
@@ -122,8 +122,8 @@ def _open(
     if verdict.verdict == "deny":
         return close(call, "denied", f"The policy does not allow this call. {verdict.reason}".rstrip())
     if verdict.verdict == "ask":
-        return ask(call, frame.id, "approval", at, f"May {agent.name} run {tool.name}?")
-    return authorize(agents, call, frame, at)
+        return ask(call, "approval", frame=frame.id, at=event.at, title=f"May {agent.name} run {tool.name}?")
+    return authorize(agents, call, frame, event.at)
 
 
 def _bind(tool: Tool) -> ToolRef:
@@ -142,7 +142,7 @@ def authorize(agents: Agents, call: Call, frame: Frame, at: datetime) -> Call:
     """Let a call run: on a worker, at the caller's side, or as a frame of its own."""
     call = replace(call, state="authorized", wait=None)
     if call.tool.executor == "client":
-        return ask(call, frame.id, "client_tool", at, f"Run {call.tool.name} and send its result.")
+        return ask(call, "client_tool", frame=frame.id, at=at, title=f"Run {call.tool.name} and send its result.")
     if call.tool.executor == "agent":
         tool = agents[frame.agent.digest].tool(call.tool.name)
         assert tool is not None and tool.agent is not None
@@ -166,28 +166,31 @@ _ALLOWED: Mapping[WaitKind, tuple[Decision, ...]] = {
 }
 
 
-def question(kind: WaitKind, frame: str, owner: str, n: int, at: datetime, title: str) -> Wait:
-    """A new wait; `owner` is the frame or call that asks, and `n` numbers its questions."""
-    return Wait(id=f"{owner}?{n}", kind=kind, frame=frame, title=title, allowed=_ALLOWED[kind], created_at=at)
+def question(kind: WaitKind, asker: Frame | Call, *, frame: str, at: datetime, title: str) -> Wait:
+    """A new wait, numbered by who asks."""
+    owner = asker.uid if isinstance(asker, Call) else asker.id
+    id = f"{owner}?{asker.waits}"
+    return Wait(id=id, kind=kind, frame=frame, title=title, allowed=_ALLOWED[kind], created_at=at)
 
 
-def ask(call: Call, frame: str, kind: WaitKind, at: datetime, title: str) -> Call:
+def ask(call: Call, kind: WaitKind, *, frame: str, at: datetime, title: str) -> Call:
     """Open a question about a call, bound to the arguments that would run."""
-    wait = question(kind, frame, call.uid, call.waits, at, title)
+    wait = question(kind, call, frame=frame, at=at, title=title)
     bound = digest(call.args_effective or call.args)
     state: CallState = "unknown" if kind == "outcome_unknown" else "waiting"
     return replace(call, state=state, waits=call.waits + 1, wait=replace(wait, call=call.uid, args_digest=bound))
 
 
+def ask_budget(frame: Frame, limit: str, at: datetime) -> Frame:
+    """Wait for somebody to raise a limit."""
+    title = f"The run has used all of its {limit}. Raise it?"
+    wait = question("budget", frame, frame=frame.id, at=at, title=title)
+    return replace(frame, wait=wait, waits=frame.waits + 1)
+
+
 def idempotency_key(run_id: str, call: Call) -> str:
     """What names this call to the world, over all of its attempts."""
     return f"{run_id}{call.uid}"
-
-
-def ask_budget(frame: Frame, limit: str, at: datetime) -> Frame:
-    """Wait for somebody to raise a limit."""
-    wait = question("budget", frame.id, frame.id, frame.waits, at, f"The run has used all of its {limit}. Raise it?")
-    return replace(frame, wait=wait, waits=frame.waits + 1)
 
 
 def intend(call: Call, run_id: str, at: datetime) -> Call:
@@ -211,7 +214,8 @@ def lose(call: Call, frame: Frame, at: datetime) -> Call:
     call = replace(call, state="authorized", attempts=(*call.attempts[:-1], attempt))
     if call.tool.effect != "at_most_once":
         return call
-    return ask(call, frame.id, "outcome_unknown", at, f"{call.tool.name} may or may not have run. What is true?")
+    title = f"{call.tool.name} may or may not have run. What is true?"
+    return ask(call, "outcome_unknown", frame=frame.id, at=at, title=title)
 
 
 def close(call: Call, state: CallState, text: str) -> Call:

@@ -41,9 +41,9 @@ class DeltaWriter:
         self._bytes = 0
         self._task: asyncio.Task[None] | None = None
 
-    def add(self, tenant: str, run_id: str, frame: str, step: int, attempt: int, item: bytes) -> None:
+    def add(self, place: Place, item: bytes) -> None:
         """Take a delta (one JSON value) of an attempt; it never waits."""
-        self._waiting.setdefault((tenant, run_id, frame, step, attempt), []).append(item)
+        self._waiting.setdefault(place, []).append(item)
         self._bytes += len(item)
         while self._bytes > BYTES_MAX:
             _, dropped = self._waiting.popitem(last=False)

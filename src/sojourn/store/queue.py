@@ -5,6 +5,7 @@
     open       load all that is needed to drive a run, in one round trip
     mail       what callers posted to runs that are held
     beat       renew the leases of a worker, and learn which runs are still its own
+    give_back  put back runs that a worker holds and cannot drive
     steal      put the runs of dead workers back into the queue
     lent       borrow the scope of a held run, for its files
 
@@ -62,9 +63,11 @@ from due where r.tenant = due.tenant and r.id = due.id
 returning r.tenant, r.id, r.fence, r.claims, r.snapshot, r.priority
 """
 
-PUT_BACK = """
-update run set status = 'queued', lease_worker = null, due_at = now() + interval '1 minute'
-where tenant = $1 and id = $2 and fence = $3
+# The more often it was claimed in vain, the longer it rests: 2 s, 4 s, ... at most a minute.
+GIVE_BACK = """
+update run set status = 'queued', lease_worker = null,
+    due_at = now() + make_interval(secs => least(60, power(2, least(claims, 6))))
+where lease_worker = $1 and id = any($2::text[])
 """
 
 # One answer of four kinds of rows; an agent brings the sub-agents that its tools name.
@@ -156,17 +159,18 @@ async def claim(db: Database, worker_id: str, n: int = 1) -> list[Claimed]:
     except asyncpg.ForeignKeyViolationError:
         raise LeaseLost("This worker was taken for dead; register it again.") from None
     found.sort(key=lambda row: -row["priority"])
-    return [claimed for row in found if (claimed := await _claimed(db, row))]
+    claimed = [one for row in found if (one := _claimed(row))]
+    if unreadable := {row["id"] for row in found} - {one.run_id for one in claimed}:
+        await give_back(db, worker_id, unreadable)
+    return claimed
 
 
-async def _claimed(db: Database, row: asyncpg.Record) -> Claimed | None:
-    """Read a claimed row; one that this release cannot read goes back untouched, for a newer worker."""
+def _claimed(row: asyncpg.Record) -> Claimed | None:
+    """Read a claimed row; one that this release cannot read is left to a newer worker."""
     try:
         snapshot = thaw(row["snapshot"])
     except Unreadable as error:
         log.exception("run.unreadable", extra={"run": row["id"], "code": error.code})
-        async with db.engine() as engine:
-            await engine.execute(PUT_BACK, row["tenant"], row["id"], row["fence"])
         return None
     return Claimed(run_id=row["id"], tenant=row["tenant"], fence=row["fence"], snapshot=snapshot, claims=row["claims"])
 
@@ -210,6 +214,12 @@ async def beat(db: Database, worker_id: str) -> frozenset[str]:
     """Renew the worker's leases and name the runs that it still holds."""
     async with db.engine() as engine:
         return frozenset(row["id"] for row in await engine.fetch(BEAT, worker_id))
+
+
+async def give_back(db: Database, worker_id: str, run_ids: Collection[str]) -> None:
+    """Put back runs that the worker holds and does not drive: they failed to open, or their claim's answer was lost."""
+    async with db.engine() as engine:
+        await engine.execute(GIVE_BACK, worker_id, list(run_ids))
 
 
 async def steal(db: Database, lease_s: float) -> list[str]:

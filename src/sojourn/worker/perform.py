@@ -109,7 +109,8 @@ def _request(agent: Agent, name: str, effect: CallModel) -> Request:
 
 
 def _show(parts: Parts, place: Place, effect: Effect, item: Delta | ToolOutput) -> None:
-    parts.deltas.add(place.tenant, place.run_id, effect.frame, effect.step, effect.attempt, msgspec.json.encode(item))
+    where = (place.tenant, place.run_id, effect.frame, effect.step, effect.attempt)
+    parts.deltas.add(where, msgspec.json.encode(item))
 
 
 # ---- tools -----------------------------------------------------------------------------------

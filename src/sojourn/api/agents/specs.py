@@ -44,7 +44,7 @@ async def agent(parts: Api, spec: Spec, *, name: str, version: int, sub_agent: S
     )
 
 
-def need_key(parts: Api, models: Iterable[str]) -> None:
+def need_key(parts: Api, models: Iterable[str], pointer: str) -> None:
     """See that at least one model of a chain can be asked. Raises Invalid, naming the variable to set."""
     endpoints = parts.models.endpoints()
     missing = []
@@ -59,7 +59,7 @@ def need_key(parts: Api, models: Iterable[str]) -> None:
     raise Invalid(
         f"This server has no key for {', '.join(models)}: set {names} in its environment and restart it.",
         code="model.no_key",
-        pointer="/model",
+        pointer=pointer,
     )
 
 

@@ -34,7 +34,7 @@ async def create(ask: Ask[Any, Any], connection: Connection, wanted: CreateRun) 
     """Write down a run, and its session where none is given. Raises Refused."""
     parts = ask.parts
     agent = await _agent(ask, connection, wanted)
-    specs.need_key(parts, agent.models)
+    specs.need_key(parts, agent.models, "/model" if wanted.agent is None else "/agent")
     run_id = parts.new_id("run")
     message = heard(ask, run_id, wanted.input)
     session_id = wanted.session
@@ -97,9 +97,13 @@ async def _agent(ask: Ask[Any, Any], connection: Connection, wanted: CreateRun) 
         return await by_name(connection, wanted.agent, wanted.version, "/agent")
     if wanted.version is not None:
         raise Invalid("A version goes with the name of an agent.", pointer="/version")
-    return await specs.agent(
-        ask.parts, wanted.agent or wanted, name=INLINE, version=0, sub_agent=partial(_live, connection)
-    )
+    spec, finder = wanted.agent or wanted, partial(_live, connection)
+    try:
+        return await specs.agent(ask.parts, spec, name=INLINE, version=0, sub_agent=finder)
+    except Invalid as error:
+        if wanted.agent is not None and error.pointer is not None:
+            error.pointer = f"/agent{error.pointer}"
+        raise
 
 
 async def by_name(connection: Connection, name: str, version: int | None, pointer: str) -> Agent:

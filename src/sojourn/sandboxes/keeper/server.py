@@ -67,9 +67,9 @@ class Keeper:
         self._used = asyncio.get_running_loop().time()
 
     async def until_idle(self) -> None:
-        """Return when there has been no sandbox and no client for `idle_s`."""
+        """Return when there has been no sandbox and no client for `idle_s`, or when the data folder is gone."""
         loop = asyncio.get_running_loop()
-        while True:
+        while Path(protocol.LOCK).exists():
             if self._clients or self._sessions:
                 self._used = loop.time()
             self._reap_stray()
@@ -178,7 +178,7 @@ class Keeper:
         except BaseException:
             await group.remove()
             raise
-        session = self._sessions[session_id] = Session(spec, ground, standing, workspace, Begun(record))
+        session = self._sessions[session_id] = Session(spec, ground, standing, workspace=workspace, begun=Begun(record))
         session.ended.add_done_callback(lambda _: self._forget(session_id))
         log.info("sandbox.created", extra={"session": session_id, "init": standing.init})
         return True

@@ -26,7 +26,7 @@ _KEPT_BYTES = 2 << 20
 class Session:
     """A living sandbox and its programs."""
 
-    def __init__(self, spec: Spec, ground: Ground, standing: Standing, workspace: Path, begun: Begun) -> None:
+    def __init__(self, spec: Spec, ground: Ground, standing: Standing, *, workspace: Path, begun: Begun) -> None:
         self.limits = spec.limits
         self.processes_left = 0
         self.processes = Processes(standing.proc)
