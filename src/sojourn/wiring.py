@@ -155,7 +155,7 @@ async def _listening(world: World) -> AsyncIterator[str]:
             new_id=new_id,
         )
     )
-    runner = web.AppRunner(application, access_log=None, shutdown_timeout=SHUTDOWN_S)
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=SHUTDOWN_S, lingering_time=1.0)
     await runner.setup()
     try:
         await web.TCPSite(runner, settings.host, settings.port).start()

@@ -166,6 +166,7 @@ class Executing:
             await run(sandbox, "true", exec_id="old", resume=True)
         with pytest.raises(SandboxUnavailable):
             await run(sandbox, "true", exec_id="new")
+        await sandbox.destroy()
 
     async def test_kill_ends_what_asks_to_live(self, sandbox: Sandbox) -> None:
         program = "import signal,time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
@@ -277,7 +278,6 @@ class Moving:
         first, second = await sandbox.snapshot(), await sandbox.snapshot()
         assert first == second
         assert first.digest.startswith("sha256:")
-        assert first.files == 4
 
     async def test_suspend_ends_the_sandbox_and_restore_brings_its_files_back(self, provider: Provider) -> None:
         sandbox = await provider.create(f"ses_{uuid4().hex}", SMALL)

@@ -38,7 +38,7 @@ def snapshot(*entries: tuple[tarfile.TarInfo, bytes], format: int = tarfile.GNU_
 
 
 def signed(data: bytes) -> Snapshot:
-    return Snapshot(digest="sha256:" + hashlib.sha256(data).hexdigest(), data=data, files=1, size_bytes=1)
+    return Snapshot(digest="sha256:" + hashlib.sha256(data).hexdigest(), data=data)
 
 
 SYM, LNK, DIR = tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE
@@ -72,7 +72,7 @@ HOSTILE = {
     ),
     "torn": signed(snapshot(entry("a", data=b"x" * 5000)).data[:2000]),
     "garbage": signed(os.urandom(4096)),
-    "other-digest": Snapshot(digest="sha256:" + "0" * 64, data=snapshot(entry("a")).data, files=1, size_bytes=1),
+    "other-digest": Snapshot(digest="sha256:" + "0" * 64, data=snapshot(entry("a")).data),
 }
 LARGE = {
     "pax-size": snapshot(entry("a", data=b"x", pax_headers={"size": "99999999999"}), format=tarfile.PAX_FORMAT),
@@ -150,6 +150,7 @@ async def test_suspended_here_restored_in_another_data_folder(
     here = await provider.create(f"ses_{uuid4().hex}", SMALL)
     await run(here, "sh", "-c", "mkdir d; echo state > d/file")
     snapshot = await here.suspend()
+    await here.destroy()
     elsewhere = BwrapProvider(folder_of(), idle_s=0.5)
     there = await elsewhere.restore(here.session_id, snapshot, SMALL)
     assert (await run(there, "sh", "-c", "cat d/file; echo more >> d/file; id -u")).stdout == "state\n1000\n"

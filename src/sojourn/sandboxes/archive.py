@@ -37,7 +37,7 @@ def pack(top: Path, limits: Limits) -> Snapshot:
         os.close(fd)
     packing.blocks.append(bytes(2 * tarfile.BLOCKSIZE))
     data = b"".join(packing.blocks)
-    return Snapshot(digest=_digest(data), data=data, files=packing.files, size_bytes=packing.size_bytes)
+    return Snapshot(digest=_digest(data), data=data)
 
 
 def unpack(snapshot: Snapshot, top: Path, limits: Limits) -> None:

@@ -174,9 +174,7 @@ class BwrapSandbox:
 
     async def suspend(self) -> Snapshot:
         await self._keeper.ask(protocol.Stop(session_id=self.session_id))
-        snapshot = await self.snapshot()
-        await self.destroy()
-        return snapshot
+        return await self.snapshot()
 
     async def destroy(self) -> Destroyed:
         reply = await self._keeper.ask(protocol.Destroy(session_id=self.session_id))

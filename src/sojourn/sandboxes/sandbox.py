@@ -96,8 +96,6 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     digest: str
     data: bytes
-    files: int
-    size_bytes: int
 
 
 class Destroyed(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,7 +157,7 @@ class Sandbox(Protocol):
         ...
 
     async def suspend(self) -> Snapshot:
-        """The workspace as it is after every process was ended; the sandbox is then gone from this host."""
+        """End every process and return the workspace; its files stay here until `destroy`."""
         ...
 
     async def destroy(self) -> Destroyed:

@@ -1,8 +1,8 @@
 """A worker process: it claims runs, drives each in a task, and gives them back when it is told to stop.
 
-`wiring` starts it. Three small loops run side by side: claim, read mail, beat. The rules: what happens to one run never
-stops another; while the database is away the worker waits and tries again; once it is told to stop it claims nothing
-new, and every run is finished or handed back.
+`wiring` starts it. Four small loops run side by side: claim, read mail, beat, tidy. The rules: what happens to one run
+never stops another; while the database is away the worker waits and tries again; once it is told to stop it claims
+nothing new, and every run is finished or handed back.
 """
 
 import asyncio
@@ -15,12 +15,14 @@ from datetime import datetime
 from sojourn import __version__
 from sojourn.errors import LeaseLost, StoreUnavailable
 from sojourn.loop.agent import Agent
-from sojourn.store import queue
+from sojourn.store import deltas, queue
 from sojourn.store.db import Connection
 from sojourn.store.doorbell import Subscription
 from sojourn.store.rows import Claimed
+from sojourn.store.tenant import idempotency
 from sojourn.worker.drive import Drive
 from sojourn.worker.parts import Parts
+from sojourn.worker.sessions import put_away_idle
 
 log = logging.getLogger("sojourn.worker")
 
@@ -28,6 +30,8 @@ CLAIM_MAX = 50
 POLL_S = 1.0
 """How long a missed doorbell can go unnoticed."""
 RETRY_S = 0.5
+TIDY_S = 20.0
+DELTAS_KEPT_S = 600.0
 AGENTS_MAX = 1000
 """Agent versions that are kept in memory."""
 HAND_BACK_S = 5.0
@@ -41,6 +45,7 @@ class Worker:
         self.parts = parts
         self.drives: dict[str, Drive] = {}
         self.tasks: set[asyncio.Task[None]] = set()
+        self.stuck: set[str] = set()
         self.agents: dict[str, Agent] = {}
         self.room = asyncio.Event()
         self.life: Connection = None
@@ -54,6 +59,7 @@ class Worker:
                 asyncio.create_task(self._repeat(self._claim, work)),
                 asyncio.create_task(self._repeat(self._read_mail, mail)),
                 asyncio.create_task(self._repeat(self._beat, mail)),
+                asyncio.create_task(self._repeat(self._tidy, mail)),
             ]
             try:
                 await stop.wait()
@@ -87,7 +93,7 @@ class Worker:
                 log.exception("worker.bug", extra={"loop": step.__name__})
                 await asyncio.sleep(RETRY_S)
 
-    # ---- the three loops ----
+    # ---- the four loops ----
 
     async def _claim(self, work: Subscription) -> None:
         """Claim what there is room for, then wait for the doorbell, the next timer or the slow poll."""
@@ -122,6 +128,9 @@ class Worker:
         """Renew the lease, let go of what was stolen, and take the runs of dead workers away from them."""
         if self.life.is_closed():
             self.life = await self._register()
+        if self.stuck:
+            await queue.give_back(self.parts.database, self.parts.worker_id, stuck := frozenset(self.stuck))
+            self.stuck -= stuck
         driven = dict(self.drives)
         held = await queue.beat(self.parts.database, self.parts.worker_id)
         for run_id in driven.keys() - held:
@@ -131,6 +140,13 @@ class Worker:
             log.warning("worker.stole", extra={"runs": len(stolen)})
             self.parts.doorbell.ring("sojourn_work", ())
         await asyncio.sleep(self.parts.settings.beat_s)
+
+    async def _tidy(self, _: Subscription) -> None:
+        """Put idle sandboxes away, and forget what nobody can ask for any more."""
+        await asyncio.sleep(TIDY_S)
+        await put_away_idle(self.parts)
+        await deltas.prune(self.parts.database, DELTAS_KEPT_S)
+        await idempotency.prune(self.parts.database)
 
     def _until(self, due: datetime | None) -> float:
         """Seconds to sleep when the queue is empty, at most the slow poll."""
@@ -148,14 +164,15 @@ class Worker:
         self.room.set()
 
     async def _drive(self, claimed: Claimed) -> None:
-        """Drive one run; a bug in it is logged, and the run is claimed again when its lease is given up."""
+        """Drive one run; one that cannot be driven is given back, and claimed again after a pause."""
         try:
             opened = await queue.open(self.parts.database, claimed, known=self.agents)
             self.agents = {**self.agents, **opened.agents} if len(self.agents) < AGENTS_MAX else opened.agents
             drive = self.drives[claimed.run_id] = Drive(self.parts, claimed, opened, self.agents)
             await drive.run()
-        except Exception:
-            log.exception("run.bug", extra={"run": claimed.run_id})
+        except Exception as error:
+            log.exception("run.not_driven", extra={"run": claimed.run_id, "error": type(error).__name__})
+            self.stuck.add(claimed.run_id)
         finally:
             self.drives.pop(claimed.run_id, None)
 

@@ -6,14 +6,13 @@ files are brought here, so that two who want them do not undo each other, and ev
 
 from typing import Any
 
-import msgspec
-
 from sojourn.api.route import Ask
 from sojourn.errors import Conflict, NotFound, SandboxUnavailable
-from sojourn.sandboxes.sandbox import Provider, Sandbox, Snapshot, Spec
+from sojourn.sandboxes import placing
+from sojourn.sandboxes.sandbox import Provider, Sandbox, Spec
 from sojourn.store.db import Connection
 from sojourn.store.rows import SessionRow
-from sojourn.store.tenant import blobs, sessions
+from sojourn.store.tenant import sessions
 
 
 async def existing(ask: Ask[Any, Any]) -> Sandbox | None:
@@ -44,23 +43,9 @@ def need(sandbox: Sandbox | None) -> Sandbox:
 
 
 async def _open(ask: Ask[Any, Any], connection: Connection, row: SessionRow) -> Sandbox:
-    """Open the session's sandbox here, with its newest files, and write down that it is here."""
-    provider, spec = _provider(ask), Spec(limits=ask.parts.settings.sandbox_limits)
-    await sessions.touch(connection, row.id)
-    row = await sessions.get(connection, row.id)
-    if row.host not in (None, ask.parts.host):
-        raise SandboxUnavailable(f"The session's files are on the host {row.host}; ask the API there.")
-    here = row.host is not None and provider.files(row.id) is not None
-    if row.workspace is None or here:
-        sandbox = await provider.create(row.id, spec)
-    else:
-        data = await blobs.get(connection, row.workspace)
-        archive = Snapshot(digest=row.workspace, data=data, files=0, size_bytes=len(data))
-        sandbox = await provider.restore(row.id, archive, spec)
-    if sandbox.created or row.host != ask.parts.host:
-        found = await provider.probe()
-        enforced = msgspec.json.encode(found.enforced)
-        await sessions.place(connection, row.id, host=ask.parts.host, backend=found.provider, enforced=enforced)
+    """The session's sandbox on this host. Raises SandboxUnavailable where its files are on another one."""
+    spec = Spec(limits=ask.parts.settings.sandbox_limits)
+    sandbox, _ = await placing.open_here(connection, _provider(ask), session_id=row.id, host=ask.parts.host, spec=spec)
     return sandbox
 
 
