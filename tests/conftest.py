@@ -109,9 +109,20 @@ async def _database(server: Dsns, *, copy_of: str) -> AsyncIterator[Dsns]:
         yield Dsns(
             *(urlsplit(dsn)._replace(path=f"/{name}").geturl() for dsn in (server.migrate, server.api, server.engine))
         )
-        await admin.execute(f'drop database "{name}" with (force)')
+        await _drop(admin, name)
     finally:
         await admin.close()
+
+
+async def _drop(admin: asyncpg.Connection, name: str) -> None:
+    """Drop a database; a backend of another role that is still ending may not be told to end, and is waited for."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                await admin.execute(f'drop database "{name}" with (force)')
+                return
+            except (asyncpg.InsufficientPrivilegeError, asyncpg.ObjectInUseError):
+                await asyncio.sleep(0.05)
 
 
 def _name(dsns: Dsns) -> str:

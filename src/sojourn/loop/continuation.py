@@ -237,7 +237,7 @@ def detach(frame: Frame) -> Frame:
 
 
 def attach(frame: Frame, bodies: Mapping[tuple[str, int], Message]) -> Frame:
-    """The reverse of `detach`. Raises KeyError where a body is missing."""
+    """The reverse of `detach`. Raises KeyError where a message is missing; a call that was cut short has no result."""
     return replace(
         frame,
         messages=tuple(bodies[frame.id, slot] for slot in range(frame.stored)),
@@ -245,7 +245,7 @@ def attach(frame: Frame, bodies: Mapping[tuple[str, int], Message]) -> Frame:
         calls=tuple(
             replace(
                 call,
-                result=bodies[frame.id, frame.stored + call.index] if call.state in SETTLED else None,
+                result=bodies.get((frame.id, frame.stored + call.index)) if call.state in SETTLED else None,
                 child=attach(call.child, bodies) if call.child else None,
             )
             for call in frame.calls

@@ -118,6 +118,11 @@ def phase(agents: Agents, continuation: Continuation) -> Phase:
     return "running" if pauses or _busy(continuation) or due(agents, continuation) else "suspended"
 
 
+def link(head: str, event: ev.Event) -> str:
+    """The end of the hash chain once `event` is in it."""
+    return hashlib.sha256(head.encode() + ev.encode(event)).hexdigest()
+
+
 # ---- one event -------------------------------------------------------------------------------
 
 
@@ -243,8 +248,9 @@ def _steps_left(continuation: Continuation) -> float:
 
 def _seal(before: Continuation, after: Continuation, event: ev.Event) -> Continuation:
     """Count the event, and link it into the hash chain."""
-    head = hashlib.sha256(before.head.encode() + ev.encode(event)).hexdigest()
-    return replace(after, rev=before.rev + 1, head=head, updated_at=max(before.updated_at, event.at))
+    return replace(
+        after, rev=before.rev + 1, head=link(before.head, event), updated_at=max(before.updated_at, event.at)
+    )
 
 
 # ---- effects ---------------------------------------------------------------------------------

@@ -51,6 +51,7 @@ class Drive:
         )
         self.phase: Phase | None = phase(self.agents, self.state) if self.state.rev > 1 else None
         self.leaving: Leaving | None = None
+        self.broken: Exception | None = None
         self.events: list[ev.Event] = []
         self.ledger: list[LedgerRow] = []
         self.mail: list[int] = []
@@ -116,6 +117,8 @@ class Drive:
         at = self.parts.now()
         if self.leaving == "lost":
             raise LeaseLost
+        if self.broken is not None:
+            raise self.broken
         now = phase(self.agents, self.state)
         if now != self.phase:
             resumed = now == "running" and self.phase is not None
@@ -177,7 +180,10 @@ class Drive:
         self.starting = []
 
     async def _perform(self, effect: Effect) -> None:
-        event = await perform(self.parts, self.place, self.agents[effect.agent], effect)
+        try:
+            event: ev.Event | None = await perform(self.parts, self.place, self.agents[effect.agent], effect)
+        except Exception as error:  # a bug: without an answer the run would wait for ever
+            self.broken, event = error, None
         self.running.pop(_key(effect), None)
         self.happened.put_nowait(event)
 

@@ -45,7 +45,8 @@ class Worker:
         self.parts = parts
         self.drives: dict[str, Drive] = {}
         self.tasks: set[asyncio.Task[None]] = set()
-        self.stuck: set[str] = set()
+        self.idle: frozenset[str] = frozenset()
+        """Runs that the last beat found leased to us and driven by no task: failed, or claimed by a lost answer."""
         self.agents: dict[str, Agent] = {}
         self.room = asyncio.Event()
         self.life: Connection = None
@@ -128,13 +129,14 @@ class Worker:
         """Renew the lease, let go of what was stolen, and take the runs of dead workers away from them."""
         if self.life.is_closed():
             self.life = await self._register()
-        if self.stuck:
-            await queue.give_back(self.parts.database, self.parts.worker_id, stuck := frozenset(self.stuck))
-            self.stuck -= stuck
-        driven = dict(self.drives)
+        driven, tasks = dict(self.drives), self._driving()
         held = await queue.beat(self.parts.database, self.parts.worker_id)
         for run_id in driven.keys() - held:
             driven[run_id].leave("lost")
+        idle = held - tasks - self._driving()
+        if stranded := idle & self.idle:
+            await queue.give_back(self.parts.database, self.parts.worker_id, stranded)
+        self.idle = idle
         stolen = await queue.steal(self.parts.database, self.parts.settings.lease_s)
         if stolen:
             log.warning("worker.stole", extra={"runs": len(stolen)})
@@ -154,6 +156,9 @@ class Worker:
 
     # ---- one run ----
 
+    def _driving(self) -> frozenset[str]:
+        return frozenset(task.get_name() for task in self.tasks)
+
     def _begin(self, claimed: Claimed) -> None:
         task = asyncio.create_task(self._drive(claimed), name=claimed.run_id)
         self.tasks.add(task)
@@ -166,13 +171,13 @@ class Worker:
     async def _drive(self, claimed: Claimed) -> None:
         """Drive one run; one that cannot be driven is given back, and claimed again after a pause."""
         try:
-            opened = await queue.open(self.parts.database, claimed, known=self.agents)
-            self.agents = {**self.agents, **opened.agents} if len(self.agents) < AGENTS_MAX else opened.agents
-            drive = self.drives[claimed.run_id] = Drive(self.parts, claimed, opened, self.agents)
+            known = self.agents if len(self.agents) < AGENTS_MAX else {}
+            opened = await queue.open(self.parts.database, claimed, known=known)
+            self.agents = agents = {**known, **opened.agents}
+            drive = self.drives[claimed.run_id] = Drive(self.parts, claimed, opened, agents)
             await drive.run()
         except Exception as error:
             log.exception("run.not_driven", extra={"run": claimed.run_id, "error": type(error).__name__})
-            self.stuck.add(claimed.run_id)
         finally:
             self.drives.pop(claimed.run_id, None)
 

@@ -4,7 +4,6 @@ The rule: a message is kept once. An event whose message took its place in the t
 without it and with the place; readers put it back.
 """
 
-import hashlib
 from collections.abc import Iterable
 from datetime import datetime
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from msgspec.structs import replace
 from sojourn.errors import NotFound
 from sojourn.loop import events as ev
 from sojourn.loop.continuation import Continuation, Segment, frames
+from sojourn.loop.machine import link
 from sojourn.loop.messages import Message
 from sojourn.store.db import Connection
 from sojourn.store.runs.snapshots import body, thaw, whole
@@ -139,5 +139,5 @@ async def verify_chain(conn: Connection, run_id: str) -> bool:
         for number, event in page:
             if number != seq + 1:
                 return False
-            seq, head = number, hashlib.sha256(head.encode() + ev.encode(event)).hexdigest()
+            seq, head = number, link(head, event)
     return (seq, head) == (snapshot.rev, snapshot.head)
