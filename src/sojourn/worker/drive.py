@@ -2,9 +2,9 @@
 
     take what happened -> announce what is due -> commit -> start it -> wait -> take ...
 
-`worker.py` makes one Drive for every run that it claims. The rules: nothing is performed before the commit that
-announces it, so that what a crash interrupted can be told from the row alone; and a run that has nothing in flight is
-given back in the very commit that found this out.
+`worker.py` makes one Drive for every run that it claims. The rules: nothing that the world can see is performed before
+the commit that announces it, so that what a crash interrupted can be told from the row alone; and a run that has
+nothing in flight is given back in the very commit that found this out.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from sojourn.errors import LeaseLost, StoreUnavailable
 from sojourn.loop import events as ev
 from sojourn.loop.agent import Agent
 from sojourn.loop.continuation import Phase, frames, fresh, pending
-from sojourn.loop.effects import CallModel, Effect
+from sojourn.loop.effects import CallModel, CallTool, Effect
 from sojourn.loop.machine import apply, due, in_flight, phase, wake_at
 from sojourn.loop.messages import Usage
 from sojourn.store.rows import Claimed, Commit, LedgerRow, Opened, Release
@@ -84,8 +84,8 @@ class Drive:
         """Take the run as far as it goes. Raises nothing: a lost lease ends it without a trace."""
         try:
             self._take(self._waiting())
-            while not await self._commit():
-                self._start()
+            while not await self._save():
+                self._start(reads_only=False)
                 self._take([await self._next(), *self._waiting()])
         except LeaseLost:
             log.warning("run.lease_lost", extra={"run": self.place.run_id, "fence": self.place.claimed.fence})
@@ -130,9 +130,10 @@ class Drive:
                 self._take([_announcement(effect, at)])
                 self.starting.append(effect)
 
-    async def _commit(self) -> bool:
+    async def _save(self) -> bool:
         """Make durable what happened and what is announced; true when the run was given back with it."""
         self._announce()
+        self._start(reads_only=True)
         release = self._release()
         if not (self.events or self.mail or release):
             return False
@@ -148,12 +149,12 @@ class Drive:
             inbox_ids=tuple(self.mail),
             release=release,
         )
-        await self._save(commit)
+        await self._commit(commit)
         self.committed = self.state
         self.events, self.ledger, self.mail = [], [], []
         return release is not None
 
-    async def _save(self, commit: Commit) -> None:
+    async def _commit(self, commit: Commit) -> None:
         """Commit, however long the database is away: what was paid for is not thrown away. Raises LeaseLost."""
         while True:
             try:
@@ -174,10 +175,14 @@ class Drive:
         unfinished = due(self.agents, self.state) or in_flight(self.state, at)
         return Release(status="queued", due_at=at if unfinished else wake_at(self.state))
 
-    def _start(self) -> None:
-        for effect in self.starting:
-            self.running[_key(effect)] = (effect, asyncio.create_task(self._perform(effect)))
-        self.starting = []
+    def _start(self, *, reads_only: bool) -> None:
+        """Perform what was announced: everything once that is committed, and what only reads while it is."""
+        announced, self.starting = self.starting, []
+        for effect in announced:
+            if reads_only and not _only_reads(effect):
+                self.starting.append(effect)
+            else:
+                self.running[_key(effect)] = (effect, asyncio.create_task(self._perform(effect)))
 
     async def _perform(self, effect: Effect) -> None:
         try:
@@ -225,6 +230,11 @@ def _announcement(effect: Effect, at: datetime) -> ev.Event:
     if isinstance(effect, CallModel):
         return ev.ModelAsked(at=at, frame=effect.frame, step=effect.step, attempt=effect.attempt, model=effect.model)
     return ev.Intended(at=at, call=effect.call, attempt=effect.attempt)
+
+
+def _only_reads(effect: Effect) -> bool:
+    """Whether nobody can see that it was performed, so that a crash may leave no trace of it."""
+    return isinstance(effect, CallTool) and effect.effect == "read"
 
 
 def _key(effect: Effect) -> Key:
