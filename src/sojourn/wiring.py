@@ -149,6 +149,7 @@ async def _listening(world: World) -> AsyncIterator[str]:
             settings=settings,
             tools={name: tool.definition for name, tool in world.tools.items()},
             models=world.models,
+            price=_prices(settings).cost_micros,
             sandboxes=world.sandboxes,
             host=socket.gethostname(),
             now=now,

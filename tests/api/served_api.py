@@ -118,6 +118,7 @@ async def serve(
             settings=Settings(**settings),
             tools=TOOLS,
             models=Endpoints(),  # type: ignore[arg-type]
+            price=lambda model, usage: None if "unpriced" in model else 1,
             sandboxes=sandboxes,
             now=at,
             new_id=ids(),

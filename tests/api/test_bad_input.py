@@ -55,6 +55,7 @@ FIELDS = [
     ({**GOAL, "limits": {"usd": "0.0000001"}}, 422, "request.invalid", "/limits/usd"),
     ({**GOAL, "limits": {"usd": "-1"}}, 422, "request.invalid", "/limits/usd"),
     ({**GOAL, "limits": {"usd": "NaN"}}, 422, "request.invalid", "/limits/usd"),
+    ({**GOAL, "model": "sim:unpriced", "limits": {"usd": "1"}}, 422, "budget.no_price", "/limits/usd"),
     ({**GOAL, "priority": 10}, 422, "request.invalid", "/priority"),
     ({**GOAL, "labels": {f"n{n}": "" for n in range(17)}}, 422, "request.invalid", "/labels"),
     ({"input": "go"}, 422, "request.invalid", "/model"),

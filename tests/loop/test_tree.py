@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from tests.loop.run_kit import AGENT, T0, Run, call
 
 from sojourn.loop import events as ev
-from sojourn.loop.agent import ref
+from sojourn.loop.agent import Agent, Tool, digest, ref
 from sojourn.loop.budget import Limits
 from sojourn.loop.continuation import (
     Failure,
@@ -163,14 +163,52 @@ def test_a_wait_that_is_kept_past_its_time_wakes_nobody() -> None:
     assert not run.tell(ev.Ticked(at=T0 + timedelta(hours=2)))
 
 
-def test_a_spent_budget_lets_siblings_in_flight_come_home_where_nobody_is_about_to_ask() -> None:
+def test_tool_calls_are_a_hard_limit_also_within_one_reply() -> None:
+    run = Run(limits=Limits(tool_calls=2, on_exhaust="suspend"))
+    run.reply(*(call("look") for _ in range(50)))
+    assert len(run.announce()) == 2
+    run.returned("/0.0")
+    assert run.phase == "running", "what is in flight comes home first"
+    run.returned("/0.1")
+    assert run.phase == "suspended" and run.state.spent.tool_calls == 2
+    (wait,) = pending(run.state)
+    assert run.decide(wait.id, "extend", limits=Limits(tool_calls=60))
+    assert len(run.announce()) == 48
     run = Run(limits=Limits(tool_calls=1))
+    run.reply(call("look"), call("look"))
+    assert [effect.call for effect in due(run.agents, run.state)] == ["/0.0"]
+    assert run.tell(ev.Intended(at=run.at(), call="/0.0", attempt=1))
+    assert run.phase == "failed" and run.root.error is not None and "tool_calls" in run.root.error.detail
+
+
+def test_a_spent_budget_of_calls_lets_the_last_ones_come_home() -> None:
+    run = Run(limits=Limits(tool_calls=2))
     run.reply(call("look"), call("look"))
     run.announce()
     run.returned("/0.0")
     assert run.phase == "running"
     run.returned("/0.1")
     assert run.phase == "failed"
+
+
+def test_agents_are_nested_sixteen_deep_and_no_deeper() -> None:
+    loop = Agent(name="again", models=("sim:a",), tools=(Tool(name="again", executor="agent", agent="self"),))
+    run = Run(loop)
+    run.agents = {digest(loop): loop, "self": loop}
+    frame = "/"
+    for depth in range(17):
+        run.reply(call("again"), frame=frame)
+        frame = "/".join([*frame.rstrip("/").split("/"), "0.0"])
+        assert (frame in [one.id for one in frames(run.root)]) == (depth < 16)
+    deepest = list(frames(run.root))[-1]
+    assert "which is the limit" in deepest.messages[-1].parts[0].text  # type: ignore[union-attr]
+
+
+def test_a_run_that_no_worker_can_go_on_with_fails() -> None:
+    run = Run()
+    run.announce()
+    assert run.tell(ev.GaveUp(at=run.at(), error=Failure("run.not_driven", "8 workers tried.")))
+    assert run.phase == "failed" and in_flight(run.state, T0) == ()
 
 
 def test_clock_jumps_do_not_expire_or_unexpire() -> None:

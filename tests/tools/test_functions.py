@@ -1,5 +1,6 @@
 """Operators' own functions as tools."""
 
+import asyncio
 import importlib.metadata
 import threading
 from typing import Annotated, Any
@@ -75,6 +76,49 @@ async def test_what_a_function_raises_is_an_observation() -> None:
     outcome = await divide.run('{"a":1,"b":0}', Here())
     assert outcome.failed and outcome.text == "ZeroDivisionError: division by zero"
     assert divide.definition.effect == "at_most_once", "the undeclared is never run twice"
+
+
+@pytest.mark.parametrize("error", [SystemExit(2), asyncio.CancelledError(), StopIteration()])
+async def test_a_function_cannot_end_the_worker_or_vanish(error: BaseException) -> None:
+    @tool
+    async def leave_async() -> None:
+        raise error
+
+    @tool
+    def leave() -> None:
+        raise error
+
+    for leaving in (leave, leave_async):
+        assert (await leaving.run("{}", Here())).failed
+
+
+async def test_a_call_that_is_cancelled_is_cancelled() -> None:
+    @tool
+    async def wait() -> None:
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(wait.run("{}", Here()))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_functions_that_hang_take_nothing_from_others() -> None:
+    let_go = threading.Event()
+
+    @tool
+    def hang() -> None:
+        let_go.wait()
+
+    @tool
+    def quick() -> str:
+        return "quick"
+
+    hanging = [asyncio.create_task(hang.run("{}", Here())) for _ in range(40)]
+    assert (await asyncio.wait_for(quick.run("{}", Here()), 10)).text == "quick"
+    let_go.set()
+    await asyncio.gather(*hanging)
 
 
 async def test_a_plain_function_does_not_block_the_worker() -> None:

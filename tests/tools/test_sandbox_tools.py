@@ -161,6 +161,12 @@ async def test_an_edit_says_what_stands_in_its_way(call: Call) -> None:
     assert (await call.do("edit_file", path="f", old="todo", new="done")).text == "Edited f."
 
 
+async def test_a_file_that_is_too_large_to_edit_is_not_read(call: Call) -> None:
+    await call.do("shell", command="truncate -s 900M big")
+    outcome = await call.do("edit_file", path="big", old="x", new="y")
+    assert outcome.failed and "larger than 2 MiB" in outcome.text
+
+
 @pytest.mark.parametrize("path", ["../escape", "/etc/passwd", "link", "a\0b"])
 async def test_a_path_that_leaves_the_workspace_is_an_observation(call: Call, path: str) -> None:
     await call.do("shell", command="ln -s /etc/passwd link")

@@ -194,6 +194,17 @@ async def test_a_run_that_goes_round_and_round_ends_at_its_limit_of_steps(instal
     assert "3" in run["error"]["detail"]
 
 
+TWO = script((shell("true"), shell("true")))
+
+
+@pytest.mark.parametrize("installation", [TWO], indirect=True)
+async def test_a_run_that_its_last_tool_call_ends_says_so(installation: Installation) -> None:
+    run_id = await installation.run(agent={**AGENT, "limits": {"tool_calls": 1}}, input="go")
+    run = await installation.until(run_id)
+    assert (run["status"], run["error"]["code"]) == ("failed", "budget.exhausted")
+    assert (await installation.events(run_id))[-1]["type"] == "run.failed"
+
+
 @pytest.mark.parametrize(
     "installation", [script((Call("write_file", {"path": "note", "content": "kept"}),))], indirect=True
 )

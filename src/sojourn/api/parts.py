@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from sojourn.loop.agent import Tool
+from sojourn.loop.messages import Usage
 from sojourn.models.model import Models
 from sojourn.sandboxes.sandbox import Provider
 from sojourn.settings import Settings
@@ -27,6 +28,8 @@ class Api:
     tools: Mapping[str, Tool]
     """The server tools that an agent may name."""
     models: Models
+    price: Callable[[str, Usage], int | None]
+    """The cost of one call in micro-USD; None where the price of a model is not known."""
     sandboxes: Provider | None
     """None where sessions' files cannot be reached from this process."""
     host: str = field(default_factory=socket.gethostname)

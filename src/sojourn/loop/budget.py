@@ -23,7 +23,6 @@ class Limits(Plain, frozen=True, kw_only=True):
     usd_micros: int | None = None
     active_s: float | None = 3600.0
     """Time during which something was in flight; waiting for a person costs none."""
-    depth: int = 16
     on_exhaust: OnExhaust = "fail"
 
 

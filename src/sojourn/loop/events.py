@@ -128,6 +128,13 @@ class Cancelled(Plain, frozen=True, kw_only=True, tag="cancelled"):
     reason: str = ""
 
 
+class GaveUp(Plain, frozen=True, kw_only=True, tag="gave_up"):
+    """No worker can go on with the run: one after the other tried, and came no step further."""
+
+    at: datetime
+    error: Failure
+
+
 class Ticked(Plain, frozen=True, kw_only=True, tag="ticked"):
     """A time has come that something was waiting for."""
 
@@ -158,7 +165,7 @@ class Noted(Plain, frozen=True, kw_only=True, tag="noted"):
 
 Event = (
     Began | ModelAsked | Replied | ModelErred | ModelLost | Intended | Returned | CallLost | Said | Decided
-    | Cancelled | Ticked | Turned | Noted
+    | Cancelled | GaveUp | Ticked | Turned | Noted
 )  # fmt: skip
 
 _encoder = msgspec.json.Encoder()

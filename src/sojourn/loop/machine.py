@@ -73,14 +73,17 @@ def apply(agents: Agents, continuation: Continuation, event: ev.Event) -> Contin
 def due(agents: Agents, continuation: Continuation) -> tuple[Effect, ...]:
     """Say what the world must do next and does not do yet."""
     effects: list[Effect] = []
-    room = _steps_left(continuation)
+    steps_left, calls_left = _steps_left(continuation), _calls_left(continuation)
     for frame in frames(continuation.root):
         if frame.ended or frame.wait is not None:
             continue
-        if _asks(frame) and room > 0:
-            room -= 1
+        if _asks(frame) and steps_left > 0:
+            steps_left -= 1
             effects.append(_call_model(agents, frame))
-        effects.extend(_call_tool(continuation, frame, call) for call in frame.calls if _runs(call))
+        for call in filter(_runs, frame.calls):
+            calls_left -= not call.attempts
+            if call.attempts or calls_left >= 0:
+                effects.append(_call_tool(continuation, frame, call))
     return tuple(effects)
 
 
@@ -153,6 +156,8 @@ def _change(agents: Agents, continuation: Continuation, event: ev.Event) -> Fram
             return expire(continuation, event.at) or (root if passed_ms >= _active_left_ms(continuation) else None)
         case ev.Cancelled():
             return steps.cancelled(root)
+        case ev.GaveUp(error=error):
+            return steps.failed(root, error)
         case ev.Turned() | ev.Noted():
             return root
     return None
@@ -227,7 +232,7 @@ def _bound(continuation: Continuation, at: datetime) -> Frame:
     spent_out = exhausted(limits, continuation.spent)
     if root.ended or spent_out is None:
         return root
-    idle = [frame for frame in frames(root) if _asks(frame)]
+    idle = [frame for frame in frames(root) if _asks(frame) or (spent_out == "tool_calls" and _starves(frame))]
     if limits.on_exhaust == "suspend":
         for frame in idle:
             root = steps.at_frame(root, frame.id, lambda f: steps.ask_budget(f, spent_out, at)) or root
@@ -244,6 +249,17 @@ def _steps_left(continuation: Continuation) -> float:
         return inf
     asked = sum(frame.turn.sent for frame in frames(continuation.root))
     return continuation.limits.steps - continuation.spent.steps - asked
+
+
+def _calls_left(continuation: Continuation) -> float:
+    """How many more tool calls may begin now; another attempt of one is none."""
+    limit = continuation.limits.tool_calls
+    return inf if limit is None else limit - continuation.spent.tool_calls
+
+
+def _starves(frame: Frame) -> bool:
+    """Whether the frame has a call that never ran and would run now."""
+    return frame.wait is None and any(_runs(call) and not call.attempts for call in frame.calls)
 
 
 def _seal(before: Continuation, after: Continuation, event: ev.Event) -> Continuation:

@@ -36,6 +36,9 @@ RETRY_AFTER_MAX_S = 300.0
 PATIENCE_S = 20.0
 """A provider that asks for more patience than this is left, where the chain has another one."""
 
+DEPTH_MAX = 16
+"""How deep frames may be nested below the root."""
+
 Agents = Mapping[str, Agent]
 """The agent versions that a run is pinned to, by digest."""
 
@@ -144,6 +147,8 @@ def authorize(agents: Agents, call: Call, frame: Frame, at: datetime) -> Call:
     if call.tool.executor == "client":
         return ask(call, "client_tool", frame=frame.id, at=at, title=f"Run {call.tool.name} and send its result.")
     if call.tool.executor == "agent":
+        if call.uid.count("/") > DEPTH_MAX:
+            return close(call, "failed", f"Agents are nested {DEPTH_MAX} deep, which is the limit. Do it yourself.")
         tool = agents[frame.agent.digest].tool(call.tool.name)
         assert tool is not None and tool.agent is not None
         child = Frame(id=call.uid, agent=ref(agents[tool.agent]), messages=(said(call.uid, _task(call)),))

@@ -11,6 +11,7 @@ import msgspec
 from sojourn.errors import SandboxUnavailable
 from sojourn.sandboxes.sandbox import Provider, Sandbox, Snapshot, Spec
 from sojourn.store.db import Connection
+from sojourn.store.rows import IdleSession
 from sojourn.store.tenant import blobs, sessions
 
 ARCHIVE_BYTES_MAX = 256 << 20
@@ -44,12 +45,14 @@ async def open_here(
     return sandbox, "opened" if row.host is None and row.workspace is None else "restored"
 
 
-async def put_away(conn: Connection, provider: Provider, session_id: str) -> int | None:
-    """End a session's processes and store its files, for any host to go on; the bytes stored.
+async def put_away(conn: Connection, provider: Provider, session: IdleSession) -> int | None:
+    """End an idle session's processes and store its files, for any host to go on; the bytes stored.
 
-    None where there is no sandbox here. Raises TooLarge, and the files then stay here.
+    None where there is no sandbox here, or where it was used meanwhile. Raises TooLarge, and the files then stay here.
     """
-    await sessions.touch(conn, session_id)
+    session_id = session.id
+    if (await sessions.lock(conn, session_id)).used_at != session.used_at:
+        return None
     sandbox = await provider.attach(session_id)
     if sandbox is None:
         return None

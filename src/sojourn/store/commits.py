@@ -39,7 +39,7 @@ with done as materialized (
     update run r set
         seq = done.after,
         snapshot = done.snapshot,
-        claims = case when done.after > done.before then 0 else r.claims end,
+        claims = case when done.n = any($30::bigint[]) then 0 else r.claims end,
         mail_read = greatest(r.mail_read, done.mail_read),
         steps = done.steps,
         input_tokens = done.input,

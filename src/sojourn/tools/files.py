@@ -14,6 +14,8 @@ from sojourn.tools.tool import Arguments, Context, Outcome, parse, schema
 
 Path = Annotated[str, Meta(description="Path in the workspace, such as `data/a.csv`.", min_length=1)]
 READ_BYTES_MAX = 64 << 10
+EDIT_BYTES_MAX = 2 << 20
+"""A file is edited in the worker's memory, which all of its runs share."""
 
 
 class ReadArguments(Arguments, frozen=True):
@@ -97,8 +99,9 @@ class EditFile(FileTool):
     async def work(self, args: str, context: Context) -> str:
         wanted = parse(EditArguments, args)
         sandbox = await context.sandbox()
-        size = (await sandbox.stat(wanted.path)).size_bytes
-        data = await sandbox.read(wanted.path, limit_bytes=max(1, size))
+        if (await sandbox.stat(wanted.path)).size_bytes > EDIT_BYTES_MAX:
+            raise Refused(f"{wanted.path} is larger than {EDIT_BYTES_MAX >> 20} MiB; edit it with a shell command.")
+        data = await sandbox.read(wanted.path, limit_bytes=EDIT_BYTES_MAX)
         old, new = wanted.old.encode(errors="replace"), wanted.new.encode(errors="replace")
         found = data.count(old)
         if context.attempt > 1 and new in data and (not found or old in new):

@@ -11,7 +11,9 @@ are trusted code, and an undeclared effect is `at_most_once`, so that a crash ne
 """
 
 import asyncio
+import contextlib
 import inspect
+import threading
 import typing
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -46,9 +48,13 @@ class FunctionTool:
             if inspect.iscoroutinefunction(self.function):
                 result = await self.function(**values)
             else:
-                result = await asyncio.to_thread(self.function, **values)
-        except Exception as error:  # the function is not ours: what it raises is for the model to read
-            return Outcome(f"{type(error).__name__}: {error}", failed=True)
+                result = await _in_thread(self.function, values)
+        except asyncio.CancelledError as error:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            return _raised(error)
+        except (Exception, SystemExit) as error:  # the function is not ours: what it raises is for the model to read
+            return _raised(error)
         return Outcome(result if isinstance(result, str) else msgspec.json.encode(result).decode())
 
     async def stop(self, context: Context) -> None:
@@ -85,6 +91,33 @@ def load() -> list[FunctionTool]:
             raise Invalid(f"{point.value} is not made with sojourn.tools.functions.tool.", code="tool.broken")
         found.append(offered)
     return found
+
+
+async def _in_thread(function: Function, values: dict[str, Any]) -> Any:
+    """Call a function in a thread of its own: one that hangs takes nothing from others, and does not hold the exit."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[Any] = loop.create_future()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if not answer.done():
+            answer.set_exception(error) if error is not None else answer.set_result(result)
+
+    def work() -> None:
+        try:
+            result, error = function(**values), None
+        except StopIteration:
+            result, error = None, RuntimeError("StopIteration")
+        except BaseException as raised:  # also SystemExit, which would end the thread without a word
+            result, error = None, raised
+        with contextlib.suppress(RuntimeError):  # the loop is gone
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=work, name=f"tool {function.__name__}", daemon=True).start()
+    return await answer
+
+
+def _raised(error: BaseException) -> Outcome:
+    return Outcome(f"{type(error).__name__}: {error}", failed=True)
 
 
 def _typed(function: Function, name: str) -> tuple[type[Arguments], bool]:

@@ -10,13 +10,13 @@ nothing in flight is given back in the very commit that found this out.
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 from sojourn.errors import LeaseLost, StoreUnavailable
 from sojourn.loop import events as ev
 from sojourn.loop.agent import Agent
-from sojourn.loop.continuation import Phase, frames, fresh, pending
+from sojourn.loop.continuation import Failure, Phase, frames, fresh, pending
 from sojourn.loop.effects import CallModel, CallTool, Effect
 from sojourn.loop.machine import apply, due, in_flight, phase, wake_at
 from sojourn.loop.messages import Usage
@@ -27,6 +27,8 @@ from sojourn.worker.perform import perform, stop
 log = logging.getLogger("sojourn.worker")
 
 STORE_RETRY_S = 0.5
+CLAIMS_MAX = 8
+SKEW_MAX = timedelta(seconds=60)
 
 Leaving = Literal["soon", "now", "lost"]
 
@@ -59,8 +61,11 @@ class Drive:
         self.starting: list[Effect] = []
         self.running: dict[Key, tuple[Effect, asyncio.Task[None]]] = {}
         self.stopping: list[asyncio.Task[None]] = []
-        for event in (*in_flight(self.state, parts.now()), ev.Ticked(at=parts.now())):
+        for event in (*in_flight(self.state, self.state.updated_at), ev.Ticked(at=parts.now())):
             self.happened.put_nowait(event)
+        if claimed.claims > CLAIMS_MAX:
+            detail = f"{CLAIMS_MAX} workers took it up in a row and none came any further; their logs say why."
+            self.happened.put_nowait(ev.GaveUp(at=parts.now(), error=Failure("run.not_driven", detail)))
         self.deliver(opened.inbox)
 
     # ---- from outside ----
@@ -84,6 +89,8 @@ class Drive:
         """Take the run as far as it goes. Raises nothing: a lost lease ends it without a trace."""
         try:
             self._take(self._waiting())
+            if self._early():
+                self._take([await self._next()])
             while not await self._save():
                 self._start(reads_only=False)
                 self._take([await self._next(), *self._waiting()])
@@ -94,6 +101,12 @@ class Drive:
             for task in left:
                 task.cancel()
             await asyncio.gather(*left, *self.stopping, return_exceptions=True)
+
+    def _early(self) -> bool:
+        """Whether the database's clock called before ours: then the little that is left is waited for here."""
+        wake = wake_at(self.state)
+        idle = not (self.events or due(self.agents, self.state) or in_flight(self.state, self.state.updated_at))
+        return idle and wake is not None and wake - self.parts.now() < SKEW_MAX
 
     def _waiting(self) -> list[ev.Event | None]:
         """All that has happened by now and was not taken yet."""
@@ -113,22 +126,29 @@ class Drive:
         self._stop_abandoned()
 
     def _announce(self) -> None:
-        """Say in the journal what is about to be performed, and whether the run as a whole entered another phase."""
-        at = self.parts.now()
+        """Say in the journal what is about to be performed."""
         if self.leaving == "lost":
             raise LeaseLost
         if self.broken is not None:
             raise self.broken
+        self._turn()
+        if self.leaving is None:
+            for effect in due(self.agents, self.state):
+                before = self.state
+                self._take([_announcement(effect, self.parts.now())])
+                if self.state is not before:
+                    self.starting.append(effect)
+            self._turn()
+
+    def _turn(self) -> None:
+        """Say in the journal that the run as a whole entered another phase, if it did."""
         now = phase(self.agents, self.state)
         if now != self.phase:
             resumed = now == "running" and self.phase is not None
             waits = tuple(wait.id for wait in pending(self.state)) if now == "suspended" else ()
-            self._take([ev.Turned(at=at, phase=now, resumed=resumed, waits=waits, error=self.state.root.error)])
+            error = self.state.root.error
+            self._take([ev.Turned(at=self.parts.now(), phase=now, resumed=resumed, waits=waits, error=error)])
             self.phase = now
-        if self.leaving is None:
-            for effect in due(self.agents, self.state):
-                self._take([_announcement(effect, at)])
-                self.starting.append(effect)
 
     async def _save(self) -> bool:
         """Make durable what happened and what is announced; true when the run was given back with it."""
@@ -177,7 +197,8 @@ class Drive:
 
     def _start(self, *, reads_only: bool) -> None:
         """Perform what was announced: everything once that is committed, and what only reads while it is."""
-        announced, self.starting = self.starting, []
+        alive = {_lost_key(lost) for lost in in_flight(self.state, self.state.updated_at)}
+        announced, self.starting = [effect for effect in self.starting if _key(effect) in alive], []
         for effect in announced:
             if reads_only and not _only_reads(effect):
                 self.starting.append(effect)

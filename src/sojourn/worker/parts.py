@@ -38,6 +38,8 @@ class Parts:
     sandbox_spec: Spec
     price: Price
     now: Callable[[], datetime]
+    opening: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(3))
+    """So many sandboxes are opened at once: each holds a database connection meanwhile, and heartbeats need some."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from sojourn.worker.sessions import sandbox_of
 
 log = logging.getLogger("sojourn.worker")
 
+STOP_S = 15.0
 GRACE_S = 30.0
 """A tool ends itself at its time-out; one that does not is given up after so much more."""
 
@@ -168,9 +169,10 @@ async def stop(parts: Parts, place: Place, effect: Effect) -> None:
     """End what an abandoned tool call has begun outside this process."""
     if isinstance(effect, CallTool) and (tool := parts.tools.get(effect.tool)) is not None:
         try:
-            await tool.stop(CallContext(parts, place, effect))
-        except SojournError as error:
-            log.warning("tool.stop_failed", extra={"run": place.run_id, "tool": effect.tool, "code": error.code})
+            await asyncio.wait_for(tool.stop(CallContext(parts, place, effect)), STOP_S)
+        except (SojournError, TimeoutError) as error:
+            name = type(error).__name__
+            log.warning("tool.stop_failed", extra={"run": place.run_id, "tool": effect.tool, "error": name})
 
 
 def _clip(text: str, limit_bytes: int) -> str:

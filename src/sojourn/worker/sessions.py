@@ -28,7 +28,7 @@ async def sandbox_of(parts: Parts, place: Place) -> Sandbox:
 
 async def _open(parts: Parts, place: Place) -> None:
     """Bring the session here, and tell the run's journal if its sandbox was not alive."""
-    async with queue.lent(parts.database, parts.worker_id, place.claimed) as conn:
+    async with parts.opening, queue.lent(parts.database, parts.worker_id, place.claimed) as conn:
         _, came = await placing.open_here(
             conn, parts.sandboxes, session_id=place.session_id, host=parts.host, spec=parts.sandbox_spec
         )
@@ -45,7 +45,8 @@ async def put_away_idle(parts: Parts) -> None:
     for session in await sessions.idle(parts.database, host=parts.host, older_than_s=older_than_s):
         try:
             async with queue.lent_session(parts.database, parts.worker_id, session.tenant, session.id) as conn:
-                stored_bytes = await placing.put_away(conn, parts.sandboxes, session.id)
-            log.info("sandbox.put_away", extra={"session": session.id, "bytes": stored_bytes})
+                stored_bytes = await placing.put_away(conn, parts.sandboxes, session)
+            if stored_bytes is not None:
+                log.info("sandbox.put_away", extra={"session": session.id, "bytes": stored_bytes})
         except SojournError as error:
             log.warning("sandbox.kept", extra={"session": session.id, "code": error.code})

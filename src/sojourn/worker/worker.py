@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sojourn import __version__
 from sojourn.errors import LeaseLost, StoreUnavailable
@@ -45,6 +45,9 @@ class Worker:
         self.parts = parts
         self.drives: dict[str, Drive] = {}
         self.tasks: set[asyncio.Task[None]] = set()
+        self.unread = False
+        """A run began to be driven whose mail may have come between its opening and now."""
+        self.read_at = parts.now()
         self.idle: frozenset[str] = frozenset()
         """Runs that the last beat found leased to us and driven by no task: failed, or claimed by a lost answer."""
         self.agents: dict[str, Agent] = {}
@@ -115,9 +118,12 @@ class Worker:
             await work.wait(self._until(await queue.next_due(self.parts.database)))
 
     async def _read_mail(self, mail: Subscription) -> None:
-        """Bring inbox rows to the runs that they are for, when the doorbell names one of ours."""
+        """Bring inbox rows to the runs that they are for: when the doorbell names one of ours, and all now and then."""
         rung = await mail.wait(POLL_S)
-        ours = [drive.place for run_id, drive in self.drives.items() if not rung or run_id in rung]
+        everything = not rung or self.unread or self.parts.now() - self.read_at > timedelta(seconds=POLL_S)
+        if everything:
+            self.unread, self.read_at = False, self.parts.now()
+        ours = [drive.place for run_id, drive in self.drives.items() if everything or run_id in rung]
         if not ours:
             return
         found = await queue.mail(self.parts.database, [(place.tenant, place.run_id) for place in ours])
@@ -170,16 +176,19 @@ class Worker:
 
     async def _drive(self, claimed: Claimed) -> None:
         """Drive one run; one that cannot be driven is given back, and claimed again after a pause."""
+        drive: Drive | None = None
         try:
             known = self.agents if len(self.agents) < AGENTS_MAX else {}
             opened = await queue.open(self.parts.database, claimed, known=known)
             self.agents = agents = {**known, **opened.agents}
             drive = self.drives[claimed.run_id] = Drive(self.parts, claimed, opened, agents)
+            self.unread = True
             await drive.run()
         except Exception as error:
             log.exception("run.not_driven", extra={"run": claimed.run_id, "error": type(error).__name__})
         finally:
-            self.drives.pop(claimed.run_id, None)
+            if self.drives.get(claimed.run_id) is drive:
+                self.drives.pop(claimed.run_id, None)
 
     async def _drain(self) -> None:
         """Finish what is in flight, then hand back the rest to other workers."""

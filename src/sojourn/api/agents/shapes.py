@@ -27,8 +27,6 @@ class LimitsSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     usd: Dollars | UnsetType = UNSET
     active_s: Annotated[float, Meta(gt=0, le=10**8)] | UnsetType = UNSET
     """Seconds during which something was in flight; waiting for a person costs none."""
-    depth: Annotated[int, Meta(ge=1, le=16)] | UnsetType = UNSET
-    """How deep sub-agents may nest."""
     on_exhaust: Literal["fail", "suspend"] | UnsetType = UNSET
 
 
@@ -112,7 +110,6 @@ class LimitsSeen(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int | None
     usd: str | None
     active_s: float | None
-    depth: int
     on_exhaust: str
 
 

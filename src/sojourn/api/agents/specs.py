@@ -3,7 +3,7 @@
 The rule: whatever a run would stumble over later is refused here, with what exists instead and where it was asked for.
 """
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -18,6 +18,7 @@ from sojourn.api.parts import Api
 from sojourn.errors import Invalid
 from sojourn.loop.agent import Agent, Tool, digest
 from sojourn.loop.budget import Limits
+from sojourn.loop.messages import Usage
 
 SubAgent = Callable[[str, str], Awaitable[Agent]]
 """The live version of an agent by name; the second argument points at who asked. Raises Invalid."""
@@ -61,6 +62,18 @@ def need_key(parts: Api, models: Iterable[str], pointer: str) -> None:
         code="model.no_key",
         pointer=pointer,
     )
+
+
+def need_price(parts: Api, agents: Sequence[Agent]) -> None:
+    """Raise Invalid where a model that may be asked has no price: a limit of money could not be kept."""
+    for model in {model for agent in agents for model in agent.models}:
+        if parts.price(model, Usage(input=1)) is None:
+            raise Invalid(
+                f"The price of {model} is not known, so a limit of money cannot be kept. Set [prices.{model!r}] in the "
+                "server's settings, or leave out `usd`.",
+                code="budget.no_price",
+                pointer="/limits/usd",
+            )
 
 
 def limits(base: Limits, spec: LimitsSpec) -> Limits:

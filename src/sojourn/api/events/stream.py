@@ -96,11 +96,12 @@ class Stream:
         return not follower.behind or self._gone()
 
     async def replay(self, *, until: int) -> bool:
-        """Send the journal from where the follower stands; true when that was the end of it."""
+        """Send the journal from where the follower stands, and no row that it will hear; true at the end of the run."""
         follower = self.follower
         while follower.seq < until:
+            limit = min(PAGE, until - follower.seq)
             async with self.ask.parts.database.scoped(follower.principal.handle) as connection:
-                rows = await runs.events(connection, self.run_id, after=follower.seq, limit=PAGE)
+                rows = await runs.events(connection, self.run_id, after=follower.seq, limit=limit)
             if not rows:
                 return False
             if data := b"".join(sse.row(self.run_id, self.agent, seq, event) for seq, event in rows):

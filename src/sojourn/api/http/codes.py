@@ -69,6 +69,7 @@ CODES: Mapping[str, tuple[int, str]] = {
     "request.idempotency_reused": (422, "This Idempotency-Key was used before with another body."),
     "agent.unknown": (422, "There is no agent of that name."),
     "model.unknown": (422, "No configured provider fits the model reference."),
+    "budget.no_price": (422, "A limit of money is set, and the price of a model is not known."),
     "model.no_key": (422, "No model of the agent has a key on this server."),
     "tool.unknown": (422, "The server has no tool of that name."),
     "tool.schema": (422, "A tool's schema is not a JSON Schema of an object."),

@@ -52,11 +52,14 @@ async def create(ask: Ask[Any, Any], connection: Connection, wanted: CreateRun) 
         history=await runs.history(connection, session_id) if wanted.session else (),
         message=message,
     )
+    below = await _below(connection, agent)
+    if event.limits.usd_micros is not None:
+        specs.need_price(parts, (agent, *below))
     new = NewRun(
         event=event,
         continuation=begin(event),
         agent=agent,
-        agents=await _below(connection, agent),
+        agents=below,
         priority=wanted.priority,
         input=message.text[:INPUT_SHOWN_CHARS],
         labels=wanted.labels,
@@ -130,7 +133,7 @@ async def _below(connection: Connection, agent: Agent) -> tuple[Agent, ...]:
 def _limits(ask: Ask[Any, Any], agent: Agent, wanted: LimitsSpec) -> Limits:
     """The run's limits: the agent's, made tighter; to widen them takes a scope of its own. Raises Forbidden."""
     made = specs.limits(agent.limits, wanted)
-    for field in ("steps", "tool_calls", "input_tokens", "output_tokens", "usd_micros", "active_s", "depth"):
+    for field in ("steps", "tool_calls", "input_tokens", "output_tokens", "usd_micros", "active_s"):
         bound, asked = getattr(agent.limits, field), getattr(made, field)
         if bound is not None and asked > bound:
             scopes.require(ask.principal.scopes, "budgets:raise")

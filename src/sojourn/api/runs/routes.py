@@ -169,8 +169,8 @@ def waiting(run_id: str, one: Wait) -> shapes.OpenWait:
 
 
 STARTS = (
-    "agent.unknown", "agent.archived", "model.unknown", "model.no_key", "tool.unknown", "tool.schema", "session.busy",
-    "session.closed", "limit.queue",
+    "agent.unknown", "agent.archived", "model.unknown", "model.no_key", "budget.no_price", "tool.unknown",
+    "tool.schema", "session.busy", "session.closed", "limit.queue",
 )  # fmt: skip
 """The refusals of whatever starts a run."""
 

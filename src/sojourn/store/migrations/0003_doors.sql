@@ -159,14 +159,14 @@ language sql security definer set search_path = pg_catalog, public, pg_temp as $
     where r.tenant = of_tenant and r.id = of_run and r.fence = of_fence and r.lease_worker = of_worker
 $$;
 
--- The same for a session whose sandbox is on the worker's host, while no other worker has a lease in it.
+-- The same for a session whose sandbox is on the worker's host, while nobody has a lease in it.
 create function session_scope(of_worker text, of_tenant text, of_session text) returns text
 language sql security definer set search_path = pg_catalog, public, pg_temp as $$
     select scope_mint(s.tenant, s.user_id, '', now() + interval '1 minute')
     from session s join worker w on w.host = s.host
     where w.id = of_worker and s.tenant = of_tenant and s.id = of_session and not exists (
         select from run r
-        where r.tenant = s.tenant and r.session_id = s.id and r.lease_worker is not null and r.lease_worker <> of_worker
+        where r.tenant = s.tenant and r.session_id = s.id and r.lease_worker is not null
     )
 $$;
 

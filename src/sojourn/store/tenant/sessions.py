@@ -56,6 +56,12 @@ async def get(conn: Connection, session_id: str) -> SessionRow:
     return SessionRow(**row)
 
 
+async def lock(conn: Connection, session_id: str) -> SessionRow:
+    """Read one session, and hold its row until the transaction ends. Raises NotFound."""
+    await conn.execute(LOCK, session_id)
+    return await get(conn, session_id)
+
+
 async def page(conn: Connection, *, after: str | None = None, limit: int = 50) -> SessionPage:
     """Read a page of sessions, newest first."""
     found = await conn.fetch(f"{ROWS} and id < $1 order by id desc limit $2", after or NEWEST, limit + 1)
