@@ -6,6 +6,7 @@ The rule: every part is really tried, each finding stands alone, and none says m
 import os
 import platform
 import shutil
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -32,13 +33,14 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
     """Try every part, one after the other."""
     yield Finding("version", True, f"sojourn {__version__}, Python {platform.python_version()}, {platform.platform()}")
     yield _data_folder(settings.data_path)
+    yield _address(settings)
     yield await _database(settings)
     for finding in await _sandbox(settings):
         yield finding
     for endpoint in settings.endpoints:
         keys, needed = len(endpoint.keys), endpoint.key_required
         detail = f"{endpoint.base_url}, {keys} key{'s' * (keys != 1)}"
-        hint = f"Set {endpoint.name.upper()}_API_KEY to use {endpoint.name}:* models." if needed and not keys else ""
+        hint = f"Set {endpoint.key_env} to use {endpoint.name}:* models." if needed and not keys else ""
         yield Finding(f"model provider {endpoint.name}", None if hint else True, detail, hint)
 
 
@@ -55,6 +57,20 @@ def _data_folder(path: Path) -> Finding:
     if free < DISK_FREE_BYTES_MIN:
         return Finding("data folder", False, detail, "Free some space, or set SOJOURN_DATA_DIR to another disk.")
     return Finding("data folder", True, detail)
+
+
+def _address(settings: Settings) -> Finding:
+    """Whether the API could listen now; a Sojourn that listens there already is no trouble."""
+    where = f"{settings.host}:{settings.port}"
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as door:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            door.bind((settings.host, settings.port))
+        except OSError as error:
+            hint = "Another program listens there, perhaps a Sojourn; SOJOURN_PORT names another port."
+            return Finding("address", None, f"{where}: {error.strerror}", hint)
+    return Finding("address", True, f"{where} is free")
 
 
 async def _database(settings: Settings) -> Finding:

@@ -72,7 +72,7 @@ def test_a_child_that_was_cancelled_alone_is_an_observation() -> None:
     assert asking.child is not None
     child = replace(asking.child, state="cancelled")
     run.state = replace(run.state, root=replace(run.root, calls=(replace(asking, child=child),)))
-    run.tell(ev.Noted(at=run.at(), kind="run.claimed"))
+    run.tell(ev.Noted(at=run.at(), kind="sandbox.opened"))
     assert "It was cancelled." in run.last()
 
 

@@ -16,7 +16,6 @@ _STYLES = {"message": "", "thinking": "dim"}
 _NOTES = {
     "run.resumed": "the run goes on",
     "sandbox.restored": "the sandbox was lost; its files are restored",
-    "sandbox.lost": "the sandbox was lost",
 }
 
 

@@ -152,7 +152,7 @@ class Turned(Plain, frozen=True, kw_only=True, tag="turned"):
     error: Failure | None = None
 
 
-NotedKind = Literal["sandbox.opened", "sandbox.restored", "run.claimed"]
+NotedKind = Literal["sandbox.opened", "sandbox.restored"]
 
 
 class Noted(Plain, frozen=True, kw_only=True, tag="noted"):

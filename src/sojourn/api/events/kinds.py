@@ -180,10 +180,6 @@ class SandboxRestored(Seen, frozen=True, kw_only=True, tag="sandbox.restored"):
     """The session's files were brought back into a new sandbox; its processes are gone."""
 
 
-class SandboxLost(Seen, frozen=True, kw_only=True, tag="sandbox.lost"):
-    """The session's sandbox is gone."""
-
-
 class ErrorSeen(Seen, frozen=True, kw_only=True, tag="error"):
     """Something was lost and is dealt with, such as a worker that died in the middle of an attempt."""
 
@@ -197,7 +193,7 @@ Kind = (
     RunQueued | RunStarted | RunSuspended | RunResumed | RunCompleted | RunFailed | RunCancelled | UserMessage
     | ModelStarted | ModelFinished | AgentThinking | AgentMessage | ToolUse | ToolUseStarted | ToolResultSeen
     | FrameStarted | FrameFinished | ApprovalRequested | ApprovalResolved | BudgetExhausted
-    | SandboxOpened | SandboxRestored | SandboxLost | ErrorSeen
+    | SandboxOpened | SandboxRestored | ErrorSeen
 )  # fmt: skip
 
 ENDS: tuple[type[Seen], ...] = (RunCompleted, RunFailed, RunCancelled)

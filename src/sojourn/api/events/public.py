@@ -18,7 +18,6 @@ from sojourn.loop.policy import gate
 SANDBOX: dict[str, type[k.Seen]] = {
     "sandbox.opened": k.SandboxOpened,
     "sandbox.restored": k.SandboxRestored,
-    "sandbox.lost": k.SandboxLost,
 }
 
 
