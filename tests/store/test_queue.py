@@ -106,6 +106,9 @@ async def test_claims_without_progress_are_counted(database: Database) -> None:
             await hand.commit(release=Release(status="queued"))
         hand = await worker.take_one()
         await hand.commit(asked(0), release=Release(status="queued"))
+        hand = await worker.take_one()
+        assert hand.claimed.claims == 5, "to announce a call is no progress: it would be paid for without end"
+        await hand.commit(replied(0, calls=1), intended(0), release=Release(status="queued"))
         assert (await worker.take_one()).claimed.claims == 1
 
 
