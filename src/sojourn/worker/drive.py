@@ -90,7 +90,7 @@ class Drive:
         try:
             self._take(self._waiting())
             if self._early():
-                self._take([await self._next()])
+                self._take([await self._next(), *self._waiting()])
             while not await self._save():
                 self._start(reads_only=False)
                 self._take([await self._next(), *self._waiting()])
@@ -169,9 +169,9 @@ class Drive:
             inbox_ids=tuple(self.mail),
             release=release,
         )
+        self.events, self.ledger, self.mail = [], [], []  # before the wait: mail that comes meanwhile is the next one's
         await self._commit(commit)
-        self.committed = self.state
-        self.events, self.ledger, self.mail = [], [], []
+        self.committed = commit.after
         return release is not None
 
     async def _commit(self, commit: Commit) -> None:
@@ -197,7 +197,7 @@ class Drive:
 
     def _start(self, *, reads_only: bool) -> None:
         """Perform what was announced: everything once that is committed, and what only reads while it is."""
-        alive = {_lost_key(lost) for lost in in_flight(self.state, self.state.updated_at)}
+        alive = self._alive()
         announced, self.starting = [effect for effect in self.starting if _key(effect) in alive], []
         for effect in announced:
             if reads_only and not _only_reads(effect):
@@ -224,11 +224,14 @@ class Drive:
 
     def _stop_abandoned(self) -> None:
         """End what still runs for attempts that no answer can reach any more: cancelled, failed or over budget."""
-        alive = {_lost_key(lost) for lost in in_flight(self.state, self.state.updated_at)}
-        for key in self.running.keys() - alive:
+        for key in self.running.keys() - self._alive():
             effect, task = self.running.pop(key)
             task.cancel()
             self.stopping.append(asyncio.create_task(stop(self.parts, self.place, effect)))
+
+    def _alive(self) -> set[Key]:
+        """The attempts that an answer can still reach."""
+        return {_lost_key(lost) for lost in in_flight(self.state, self.state.updated_at)}
 
     def _charge(self, event: ev.Replied) -> LedgerRow:
         """The ledger's row for a reply, written in the commit of the step that it pays for."""
