@@ -40,7 +40,7 @@ WORDLESS = {"utils", "util", "common", "helpers", "helper", "base", "manager", "
 
 LOOP_MAY_IMPORT = {
     "base64", "collections", "contextlib", "dataclasses", "datetime", "enum", "fnmatch", "functools", "hashlib",
-    "itertools", "json", "math", "msgspec", "operator", "re", "sojourn", "string", "types", "typing",
+    "itertools", "json", "math", "msgspec", "operator", "re", "sojourn", "string", "types", "typing", "unicodedata",
 }  # fmt: skip
 IMPURE_CALLS = {"open", "print", "input", "now", "utcnow", "today", "exec", "eval", "__import__", "breakpoint"}
 SQL = re.compile(

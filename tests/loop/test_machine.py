@@ -15,8 +15,8 @@ from sojourn.loop.continuation import (
 )
 from sojourn.loop.machine import due, in_flight, wake_at
 from sojourn.loop.messages import Message, Text, Usage, observed
-from sojourn.loop.policy import Policy, Rule
-from sojourn.loop.steps import BACKOFF_MAX_S, TRIES
+from sojourn.loop.policy import Asking, Policy, Rule
+from sojourn.loop.step.replies import BACKOFF_MAX_S, TRIES
 
 
 def test_a_reply_without_calls_is_the_result() -> None:
@@ -164,7 +164,7 @@ def test_a_lost_at_most_once_call_asks_a_person() -> None:
     for decision, text, expected in (
         ("mark_done", "receipt 7", "receipt 7"),
         ("mark_done", "", "confirmed"),
-        ("reject", "", "rejected"),
+        ("cancel", "", "Leave it"),
     ):
         run = Run()
         run.reply(call("pay"))
@@ -223,7 +223,7 @@ def test_approval_after_expiry_refused_and_on_expire_applied() -> None:
         (asking,) = run.root.calls
         assert asking.wait is not None
         soon = T0 + timedelta(hours=1)
-        wait = replace(asking.wait, expires_at=soon, on_expire=on_expire)
+        wait = replace(asking.wait, expires_at=soon, ask=Asking(on_expire=on_expire))
         run.state = replace(run.state, root=replace(run.root, calls=(replace(asking, wait=wait),)))
         assert wake_at(run.state) == soon
         assert not run.tell(ev.Decided(at=soon, wait=wait.id, by="b", decision="approve"))

@@ -22,6 +22,7 @@ from sojourn.loop.continuation import (
 from sojourn.loop.effects import CallTool
 from sojourn.loop.machine import begin, due, in_flight, wake_at
 from sojourn.loop.messages import Message, Text, said
+from sojourn.loop.policy import Asking
 
 
 def test_a_sub_agent_answers_in_the_calls_place() -> None:
@@ -157,7 +158,7 @@ def test_a_wait_that_is_kept_past_its_time_wakes_nobody() -> None:
     run.reply(call("wire"))
     (asking,) = run.root.calls
     assert asking.wait is not None
-    wait = replace(asking.wait, expires_at=T0 + timedelta(hours=1))
+    wait = replace(asking.wait, expires_at=T0 + timedelta(hours=1), ask=Asking(on_expire="keep"))
     run.state = replace(run.state, root=replace(run.root, calls=(replace(asking, wait=wait),)))
     assert wake_at(run.state) is None
     assert not run.tell(ev.Ticked(at=T0 + timedelta(hours=2)))

@@ -5,9 +5,11 @@ nothing in a version can change after a run began with it.
 """
 
 import hashlib
-from typing import Literal
+from datetime import datetime
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from sojourn.loop.budget import Limits
 from sojourn.loop.messages import Plain
@@ -19,7 +21,8 @@ EffectClass = Literal["read", "idempotent", "transactional", "verifiable", "at_l
 `verifiable` tools find out by themselves, from the idempotency key, what an earlier attempt did.
 """
 
-Executor = Literal["server", "client", "agent"]
+Executor = Literal["server", "client", "agent", "person", "event", "clock"]
+"""Who answers a call: a worker, the caller's program, a sub-agent, a person, the outside world, or the time."""
 
 
 def digest(value: object) -> str:
@@ -49,6 +52,16 @@ class Tool(Plain, frozen=True, kw_only=True):
     """The digest of the sub-agent that a call of this tool starts, where `executor` is "agent"."""
 
 
+class Suspend(Plain, frozen=True, kw_only=True):
+    """When an agent stops before its next model call, until somebody says that it may go on."""
+
+    every_turns: Annotated[int, Meta(ge=1)] | None = None
+    after_active_s: Annotated[float, Meta(gt=0)] | None = None
+    """Seconds during which something of the run was in flight, counted anew after each stop."""
+    at: datetime | None = None
+    """Once, at the first step that ends after this time."""
+
+
 class Agent(Plain, frozen=True, kw_only=True):
     """One version of an agent. `models` is its failover chain of `provider:model` references, the first one first."""
 
@@ -60,6 +73,7 @@ class Agent(Plain, frozen=True, kw_only=True):
     policy: Policy = Policy()
     limits: Limits = Limits()
     params: Params = Params()
+    suspend: Suspend = Suspend()
 
     def tool(self, name: str) -> Tool | None:
         return next((tool for tool in self.tools if tool.name == name), None)

@@ -38,6 +38,52 @@ class Spent(Plain, frozen=True, kw_only=True):
     usage: Usage = Usage()
 
 
+class Held(Plain, frozen=True, kw_only=True):
+    """What a model call that is in flight may cost at most."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    usd_micros: int = 0
+
+    def __add__(self, other: "Held") -> "Held":
+        return Held(
+            input_tokens=self.input_tokens + other.input_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            usd_micros=self.usd_micros + other.usd_micros,
+        )
+
+
+class Room(Plain, frozen=True, kw_only=True):
+    """What the next model call may cost, None where there is no bound."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    usd_micros: int | None = None
+
+    def under(self, limits: Limits, spent: Spent, held: Held) -> "Room":
+        """The room that is left where these limits bind too."""
+
+        def least(name: str) -> int | None:
+            mine: int | None = getattr(self, name)
+            limit: int | None = getattr(limits, name)
+            if limit is None:
+                return mine
+            left: int = max(0, limit - getattr(spent, name) - getattr(held, name))
+            return left if mine is None else min(mine, left)
+
+        return Room(
+            input_tokens=least("input_tokens"), output_tokens=least("output_tokens"), usd_micros=least("usd_micros")
+        )
+
+    def lacks(self, held: Held) -> str | None:
+        """Name the first bound that a call of this size would pass."""
+        for name in ("input_tokens", "output_tokens", "usd_micros"):
+            left = getattr(self, name)
+            if left is not None and getattr(held, name) > left:
+                return name
+        return None
+
+
 def charge_step(spent: Spent, usage: Usage, usd_micros: int) -> Spent:
     """Add one model reply."""
     return msgspec.structs.replace(

@@ -16,10 +16,10 @@ from typing import Literal
 
 from msgspec.structs import replace
 
-from sojourn.loop.agent import AgentRef, EffectClass, Executor
-from sojourn.loop.budget import Limits, Spent
+from sojourn.loop.agent import AgentRef, EffectClass, Executor, Suspend
+from sojourn.loop.budget import Held, Limits, Spent
 from sojourn.loop.messages import Message, Plain
-from sojourn.loop.policy import Gate
+from sojourn.loop.policy import Asking, Gate
 
 FORMAT = "sojourn.continuation"
 VERSION = 1
@@ -70,19 +70,61 @@ class Attempt(Plain, frozen=True, kw_only=True):
     ended_at: datetime | None = None
 
 
+class Vote(Plain, frozen=True):
+    """One person's yes to a question that needs more than one."""
+
+    by: str
+    at: datetime
+
+
 class Wait(Plain, frozen=True, kw_only=True):
-    """An open question to a person, a client or the clock. `id` names it within the run, once and for ever."""
+    """An open question to a person, a client, the world or the clock. `id` names it within the run, for ever."""
 
     id: str
     kind: WaitKind
     frame: str
     call: str | None = None
     title: str
+    display: str = ""
+    """What would run, rendered by us from the arguments that are bound; never the model's words about it."""
     allowed: tuple[Decision, ...]
     created_at: datetime
     expires_at: datetime | None = None
-    on_expire: Literal["reject", "fail", "keep"] = "keep"
+    ask: Asking = Asking()
     args_digest: str | None = None
+    tool_digest: str | None = None
+    about: str | None = None
+    """The name of the event, or the frame whose limits are to be raised."""
+    votes: tuple[Vote, ...] = ()
+
+
+class Grant(Plain, frozen=True, kw_only=True):
+    """A yes that holds for further calls of the same tool in the same frame. `id` is the wait that it came from."""
+
+    id: str
+    by: str
+    tool_digest: str
+    args_digest: str | None = None
+    """The only arguments that it is good for, None for any."""
+    left: int
+    expires_at: datetime | None = None
+
+
+class Signal(Plain, frozen=True, kw_only=True):
+    """Something that happened in the world, kept until a call waits for it."""
+
+    id: str
+    name: str
+    data: str = ""
+
+
+class Lineage(Plain, frozen=True, kw_only=True):
+    """The run, and the place in its hash chain, that this one was made from."""
+
+    how: Literal["import", "fork"]
+    run_id: str
+    rev: int
+    head: str
 
 
 class ToolRef(Plain, frozen=True):
@@ -127,9 +169,24 @@ class Turn(Plain, frozen=True, kw_only=True):
     model: int = 0
     attempt: int = 1
     sent: bool = False
+    held: Held = Held()
+    """What is set aside for the attempt that is in flight."""
     failures: int = 0
     """Failed attempts in a row on this model."""
     not_before: datetime | None = None
+
+
+class Marks(Plain, frozen=True, kw_only=True):
+    """Where a frame's suspension rules count from."""
+
+    turns: int = 0
+    active_ms: int = 0
+    past: bool = False
+    """The wall time of its rule has come and was answered."""
+    circle: int = 0
+    """The step from which repetitions count."""
+    warned: bool = False
+    """The agent was told that it goes round in circles."""
 
 
 class Frame(Plain, frozen=True, kw_only=True):
@@ -149,6 +206,12 @@ class Frame(Plain, frozen=True, kw_only=True):
     calls: tuple[Call, ...] = ()
     wait: Wait | None = None
     waits: int = 0
+    marks: Marks = Marks()
+    grants: tuple[Grant, ...] = ()
+    limits: Limits | None = None
+    """A sub-agent's own limits, for itself and all below it; the root has those of the run."""
+    spent: Spent = Spent()
+    """What counts against them."""
     result: str | None = None
     error: Failure | None = None
 
@@ -177,6 +240,15 @@ class Continuation(Plain, frozen=True, kw_only=True):
     updated_at: datetime
     limits: Limits = Limits()
     spent: Spent = Spent()
+    suspend: Suspend = Suspend()
+    """Rules of this run, for its root frame, beside those of the agent."""
+    wait: Wait | None = None
+    """A hold: nothing new begins anywhere in the tree until it is answered."""
+    waits: int = 0
+    signals: tuple[Signal, ...] = ()
+    heard: tuple[str, ...] = ()
+    """The ids of the latest signals, so that none is heard twice."""
+    lineage: Lineage | None = None
     root: Frame
 
 
@@ -191,9 +263,20 @@ def frames(frame: Frame) -> Iterator[Frame]:
             yield from frames(call.child)
 
 
+def path(root: Frame, id: str) -> tuple[Frame, ...]:
+    """The frames from the root to the one named `id`; empty where there is none."""
+    if root.id == id:
+        return (root,)
+    for call in root.calls:
+        if call.child is not None and (id == call.uid or id.startswith(f"{call.uid}/")):
+            below = path(call.child, id)
+            return (root, *below) if below else ()
+    return ()
+
+
 def pending(continuation: Continuation) -> tuple[Wait, ...]:
     """Every open question in the whole tree."""
-    found: list[Wait] = []
+    found: list[Wait] = [continuation.wait] if continuation.wait is not None else []
     for frame in frames(continuation.root):
         if frame.wait is not None:
             found.append(frame.wait)

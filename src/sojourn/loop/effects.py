@@ -1,6 +1,7 @@
 """What the world must do next, as `machine.due` says it. The worker performs each and answers with one event."""
 
 from sojourn.loop.agent import EffectClass
+from sojourn.loop.budget import Room
 from sojourn.loop.messages import Message, Plain
 
 
@@ -14,6 +15,8 @@ class CallModel(Plain, frozen=True, kw_only=True, tag="call_model"):
     attempt: int
     model: str
     messages: tuple[Message, ...]
+    room: Room = Room()
+    """What it may cost."""
 
 
 class CallTool(Plain, frozen=True, kw_only=True, tag="call_tool"):

@@ -5,13 +5,14 @@ says when, and names the exact attempt or wait that it answers, so that a late o
 """
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
-from sojourn.loop.agent import AgentRef
-from sojourn.loop.budget import Limits
-from sojourn.loop.continuation import Decision, Failure, Phase, Principal, Segment
+from sojourn.loop.agent import AgentRef, Suspend
+from sojourn.loop.budget import Held, Limits, Spent
+from sojourn.loop.continuation import Decision, Failure, Frame, Lineage, Phase, Principal, Segment, Signal
 from sojourn.loop.messages import Message, Plain
 
 
@@ -25,8 +26,29 @@ class Began(Plain, frozen=True, kw_only=True, tag="began"):
     principal: Principal
     agent: AgentRef
     limits: Limits
+    suspend: Suspend = Suspend()
     history: tuple[Segment, ...] = ()
     message: Message | None = None
+
+
+class Adopted(Plain, frozen=True, kw_only=True, tag="adopted"):
+    """A run was made from another one, here or elsewhere: an import or a fork."""
+
+    at: datetime
+    run_id: str
+    tenant: str
+    session_id: str
+    principal: Principal
+    limits: Limits
+    spent: Spent = Spent()
+    suspend: Suspend = Suspend()
+    signals: tuple[Signal, ...] = ()
+    heard: tuple[str, ...] = ()
+    lineage: Lineage
+    root: Frame
+    """Without bodies; they are written beside it."""
+    bodies: str
+    """The digest of the bodies."""
 
 
 class ModelAsked(Plain, frozen=True, kw_only=True, tag="model_asked"):
@@ -37,6 +59,8 @@ class ModelAsked(Plain, frozen=True, kw_only=True, tag="model_asked"):
     step: int
     attempt: int
     model: str
+    held: Held = Held()
+    """What it may cost at most; it is refused where there is no room for so much."""
 
 
 class Replied(Plain, frozen=True, kw_only=True, tag="replied"):
@@ -104,6 +128,16 @@ class Said(Plain, frozen=True, kw_only=True, tag="said"):
 
     at: datetime
     message: Message | None
+    interrupt: bool = False
+    """The root's model call in flight is given up, and made again with the message."""
+
+
+class NewGrant(Plain, frozen=True, kw_only=True):
+    """How often, and for which arguments, a yes holds beyond the call that was asked about."""
+
+    count: Annotated[int, Meta(ge=1, le=1000)]
+    same_arguments: bool = True
+    expires_at: datetime | None = None
 
 
 class Decided(Plain, frozen=True, kw_only=True, tag="decided"):
@@ -116,8 +150,32 @@ class Decided(Plain, frozen=True, kw_only=True, tag="decided"):
     reason: str = ""
     text: str = ""
     """The observation, where the decision is to answer in the tool's place."""
+    failed: bool = False
+    """The answer is an error."""
+    args: str | None = None
+    """The arguments to run with, as JSON text, where the decision is to edit."""
+    args_digest: str | None = None
+    """The arguments that the decider saw; others are not decided with it."""
+    grant: NewGrant | None = None
     limits: Limits | None = None
-    """The new limits, where the decision is to extend."""
+    """The new limits, where the decision is to extend a budget."""
+    expires_at: datetime | None = None
+    """The new end, where the decision is to extend another wait."""
+
+
+class Paused(Plain, frozen=True, kw_only=True, tag="paused"):
+    """Somebody put the run on hold: what is in flight ends, and nothing new begins."""
+
+    at: datetime
+    by: str
+    reason: str = ""
+
+
+class Signalled(Plain, frozen=True, kw_only=True, tag="signalled"):
+    """Something happened in the world that a call of this run waits for, or may yet wait for."""
+
+    at: datetime
+    signal: Signal
 
 
 class Cancelled(Plain, frozen=True, kw_only=True, tag="cancelled"):
@@ -152,7 +210,7 @@ class Turned(Plain, frozen=True, kw_only=True, tag="turned"):
     error: Failure | None = None
 
 
-NotedKind = Literal["sandbox.opened", "sandbox.restored"]
+NotedKind = Literal["sandbox.opened", "sandbox.restored", "sandbox.suspended", "context.compacted"]
 
 
 class Noted(Plain, frozen=True, kw_only=True, tag="noted"):
@@ -164,8 +222,8 @@ class Noted(Plain, frozen=True, kw_only=True, tag="noted"):
 
 
 Event = (
-    Began | ModelAsked | Replied | ModelErred | ModelLost | Intended | Returned | CallLost | Said | Decided
-    | Cancelled | GaveUp | Ticked | Turned | Noted
+    Began | Adopted | ModelAsked | Replied | ModelErred | ModelLost | Intended | Returned | CallLost | Said | Decided
+    | Paused | Signalled | Cancelled | GaveUp | Ticked | Turned | Noted
 )  # fmt: skip
 
 _encoder = msgspec.json.Encoder()

@@ -25,24 +25,19 @@ from math import inf
 from msgspec.structs import replace
 
 from sojourn.loop import events as ev
-from sojourn.loop import steps
-from sojourn.loop.budget import Spent, charge_step, exhausted
-from sojourn.loop.continuation import Call, CallState, Continuation, Failure, Frame, Phase, frames, pending
-from sojourn.loop.decisions import decide, expire
+from sojourn.loop.budget import Room
+from sojourn.loop.continuation import Call, CallState, Continuation, Frame, Phase, Signal, frames, path, pending
 from sojourn.loop.effects import CallModel, CallTool, Effect
-from sojourn.loop.messages import Usage
-from sojourn.loop.steps import Agents
+from sojourn.loop.step import budgets, calls, ending, pauses, replies, tree, waits
+from sojourn.loop.step.calls import Agents
+from sojourn.loop.step.decisions import decide, expire
+
+SIGNALS_MAX = 256
+"""So many signals that nobody waits for are kept, and so many ids are known again."""
 
 
-def begin(event: ev.Began) -> Continuation:
-    """The continuation that a caller's request begins with."""
-    root = Frame(
-        id="/",
-        agent=event.agent,
-        messages=(event.message,) if event.message is not None else (),
-        stored=event.history[-1].stop if event.history else 0,
-        history=event.history,
-    )
+def begin(event: ev.Began | ev.Adopted) -> Continuation:
+    """The continuation that a caller's request begins with; that of an adopted run is without bodies."""
     blank = Continuation(
         run_id=event.run_id,
         tenant=event.tenant,
@@ -51,39 +46,51 @@ def begin(event: ev.Began) -> Continuation:
         created_at=event.at,
         updated_at=event.at,
         limits=event.limits,
-        root=root,
+        suspend=event.suspend,
+        root=_root(event) if isinstance(event, ev.Began) else event.root,
     )
+    if isinstance(event, ev.Adopted):
+        blank = replace(blank, spent=event.spent, signals=event.signals, heard=event.heard, lineage=event.lineage)
     return _seal(blank, blank, event)
+
+
+def _root(event: ev.Began) -> Frame:
+    return Frame(
+        id="/",
+        agent=event.agent,
+        messages=(event.message,) if event.message is not None else (),
+        stored=event.history[-1].stop if event.history else 0,
+        history=event.history,
+    )
 
 
 def apply(agents: Agents, continuation: Continuation, event: ev.Event) -> Continuation:
     """Say what is true after `event`. Returns `continuation` itself where the event answers nothing that is open."""
     if continuation.root.ended and not isinstance(event, ev.Turned | ev.Noted):
         return continuation
-    root = _change(agents, continuation, event)
-    if root is None:
+    after = _change(agents, continuation, event)
+    if after is None:
         return continuation
-    extended = event.limits if isinstance(event, ev.Decided) else None
-    spent = _charge(continuation, event)
-    limits = extended or continuation.limits
-    root = _bound(replace(continuation, root=steps.settle(root), spent=spent, limits=limits), event.at)
-    return _seal(continuation, replace(continuation, root=root, spent=spent, limits=limits), event)
+    after = replace(after, spent=replace(after.spent, active_ms=_active_ms(continuation, event.at)))
+    after = _match(budgets.charge(after, event)) if after.root is not continuation.root or after.signals else after
+    after = budgets.bound(replace(after, root=ending.settle(after.root)), event.at)
+    after = replace(after, root=pauses.rest(agents, after, event.at))
+    return _seal(continuation, after, event)
 
 
 def due(agents: Agents, continuation: Continuation) -> tuple[Effect, ...]:
     """Say what the world must do next and does not do yet."""
     effects: list[Effect] = []
-    steps_left, calls_left = _steps_left(continuation), _calls_left(continuation)
-    for frame in frames(continuation.root):
+    if continuation.wait is not None or continuation.root.ended:
+        return ()
+    for frame, pools in budgets.walk(continuation):
         if frame.ended or frame.wait is not None:
             continue
-        if _asks(frame) and steps_left > 0:
-            steps_left -= 1
-            effects.append(_call_model(agents, frame))
-        for call in filter(_runs, frame.calls):
-            calls_left -= not call.attempts
-            if call.attempts or calls_left >= 0:
-                effects.append(_call_tool(continuation, frame, call))
+        if pauses.asks(frame) and (room := budgets.take_step(pools)) is not None:
+            effects.append(_call_model(agents, frame, room))
+        if frame.calls and not _barred(agents, frame):
+            taken = (call for call in frame.calls if budgets.runs(call) and budgets.take_call(pools, call))
+            effects.extend(_call_tool(continuation, frame, call) for call in taken)
     return tuple(effects)
 
 
@@ -103,8 +110,9 @@ def wake_at(continuation: Continuation) -> datetime | None:
     """When `Ticked` must be applied at the latest, if nothing else happens."""
     if continuation.root.ended:
         return None
-    times = [frame.turn.not_before for frame in frames(continuation.root) if frame.turn.not_before is not None]
-    times += [wait.expires_at for wait in pending(continuation) if wait.expires_at and wait.on_expire != "keep"]
+    times = [wait.expires_at for wait in pending(continuation) if wait.expires_at and wait.ask.on_expire != "keep"]
+    if continuation.wait is None:
+        times += [frame.turn.not_before for frame in frames(continuation.root) if frame.turn.not_before is not None]
     if (left_ms := _active_left_ms(continuation)) < inf and _busy(continuation):
         times.append(continuation.updated_at + timedelta(milliseconds=max(0.0, left_ms)))
     return min(times, default=None)
@@ -117,7 +125,7 @@ def phase(agents: Agents, continuation: Continuation) -> Phase:
             return "completed"
         case "failed" | "cancelled" as ended:
             return ended
-    pauses = any(frame.turn.not_before for frame in frames(continuation.root))
+    pauses = continuation.wait is None and any(frame.turn.not_before for frame in frames(continuation.root))
     return "running" if pauses or _busy(continuation) or due(agents, continuation) else "suspended"
 
 
@@ -129,54 +137,78 @@ def link(head: str, event: ev.Event) -> str:
 # ---- one event -------------------------------------------------------------------------------
 
 
-def _change(agents: Agents, continuation: Continuation, event: ev.Event) -> Frame | None:
-    """The root with the event in it, before steps are settled; None where the event answers nothing."""
-    root, run_id = continuation.root, continuation.run_id
+def _change(agents: Agents, continuation: Continuation, event: ev.Event) -> Continuation | None:
+    """The run with the event in it, before steps are settled; None where the event answers nothing."""
     match event:
-        case ev.ModelAsked():
-            return _turn(root, event, steps.ask_model, sent=False)
-        case ev.Replied():
-            return _turn(root, event, lambda frame: steps.reply(agents, frame, event))
-        case ev.ModelErred():
-            return _turn(root, event, lambda frame: steps.retry(agents, frame, event))
-        case ev.ModelLost():
-            return _turn(root, event, steps.again)
-        case ev.Intended():
-            return _attempt(root, event, "authorized", lambda _, call: steps.intend(call, run_id, event.at))
-        case ev.Returned():
-            return _attempt(root, event, "intent", lambda _, call: steps.finish(call, event))
-        case ev.CallLost():
-            return _attempt(root, event, "intent", lambda frame, call: steps.lose(call, frame, event.at))
-        case ev.Said(message=message) if message is not None:
-            return replace(root, inbox=(*root.inbox, message))
         case ev.Decided():
             return decide(agents, continuation, event)
+        case ev.ModelAsked():
+            return _announce(continuation, event)
         case ev.Ticked():
             passed_ms = _active_ms(continuation, event.at) - continuation.spent.active_ms
-            return expire(continuation, event.at) or (root if passed_ms >= _active_left_ms(continuation) else None)
-        case ev.Cancelled():
-            return steps.cancelled(root)
-        case ev.GaveUp(error=error):
-            return steps.failed(root, error)
+            spent_out = passed_ms >= _active_left_ms(continuation)
+            return expire(continuation, event.at) or (continuation if spent_out else None)
+        case ev.Paused() if continuation.wait is None:
+            return _hold(continuation, event)
+        case ev.Signalled(signal=signal) if signal.id not in continuation.heard:
+            heard = (*continuation.heard, signal.id)[-SIGNALS_MAX:]
+            signals = (*continuation.signals, signal)[-SIGNALS_MAX:]
+            return replace(continuation, heard=heard, signals=signals)
         case ev.Turned() | ev.Noted():
-            return root
+            return continuation
+    root = _change_root(agents, continuation, event)
+    return replace(continuation, root=root) if root is not None else None
+
+
+def _change_root(agents: Agents, continuation: Continuation, event: ev.Event) -> Frame | None:
+    root, run_id = continuation.root, continuation.run_id
+    match event:
+        case ev.Replied():
+            return _turn(root, event, lambda frame: replies.reply(agents, frame, event))
+        case ev.ModelErred():
+            return _turn(root, event, lambda frame: replies.retry(agents, frame, event))
+        case ev.ModelLost():
+            return _turn(root, event, replies.again)
+        case ev.Intended():
+            return _attempt(root, event, "authorized", lambda _, call: calls.intend(call, run_id, event.at))
+        case ev.Returned():
+            return _attempt(root, event, "intent", lambda _, call: calls.finish(call, event))
+        case ev.CallLost():
+            return _attempt(root, event, "intent", lambda frame, call: calls.lose(call, frame, event.at))
+        case ev.Said(message=message) if message is not None:
+            heard = replies.again(root) if event.interrupt and root.turn.sent else root
+            return replace(heard, inbox=(*root.inbox, message))
+        case ev.Cancelled():
+            return ending.cancelled(root)
+        case ev.GaveUp(error=error):
+            return ending.failed(root, error)
     return None
 
 
-def _turn(
-    root: Frame,
-    event: ev.ModelAsked | ev.Replied | ev.ModelErred | ev.ModelLost,
-    change: Callable[[Frame], Frame],
-    *,
-    sent: bool = True,
-) -> Frame | None:
-    """Change the frame whose present model attempt the event names."""
+Turning = ev.ModelAsked | ev.Replied | ev.ModelErred | ev.ModelLost
+
+
+def _fits(frame: Frame, event: Turning, *, sent: bool = True) -> bool:
+    """Whether the event names the frame's present model attempt."""
     place = (event.step, event.attempt, sent)
+    return frame.state == "ready" and (frame.step, frame.turn.attempt, frame.turn.sent) == place
 
-    def fits(frame: Frame) -> bool:
-        return frame.state == "ready" and (frame.step, frame.turn.attempt, frame.turn.sent) == place
 
-    return steps.at_frame(root, event.frame, lambda frame: change(frame) if fits(frame) else None)
+def _turn(root: Frame, event: Turning, change: Callable[[Frame], Frame]) -> Frame | None:
+    """Change the frame whose present model attempt the event names."""
+    return tree.at_frame(root, event.frame, lambda frame: change(frame) if _fits(frame, event) else None)
+
+
+def _announce(continuation: Continuation, event: ev.ModelAsked) -> Continuation | None:
+    """Set a model call's cost aside, or stop where there is no room for it."""
+    frame = next(iter(path(continuation.root, event.frame)[-1:]), None)
+    if frame is None or not _fits(frame, event, sent=False):
+        return None
+    after = budgets.announced(continuation, event, frame)
+    if after is not continuation:
+        return after
+    root = tree.at_frame(continuation.root, event.frame, lambda f: replies.ask_model(f, event.held))
+    return replace(continuation, root=root or continuation.root)
 
 
 def _attempt(
@@ -187,12 +219,34 @@ def _attempt(
 ) -> Frame | None:
     """Change the call whose present attempt the event names."""
     place = (state, event.attempt)
-    return steps.at_call(
+    return tree.at_call(
         root, event.call, lambda frame, call: change(frame, call) if (call.state, call.attempt) == place else None
     )
 
 
-# ---- budgets and the seal --------------------------------------------------------------------
+def _hold(continuation: Continuation, event: ev.Paused) -> Continuation:
+    title = f"{event.by} put the run on hold. {event.reason}".rstrip()
+    wait = waits.question("hold", f"run?{continuation.waits}", frame="/", at=event.at, title=title)
+    return replace(continuation, wait=wait, waits=continuation.waits + 1)
+
+
+def _match(continuation: Continuation) -> Continuation:
+    """Give every signal to the oldest call that waits for an event of its name."""
+    for signal in continuation.signals:
+        continuation = _hear(continuation, signal)
+    return continuation
+
+
+def _hear(continuation: Continuation, signal: Signal) -> Continuation:
+    waiting = [wait for wait in pending(continuation) if wait.kind == "event" and wait.about == signal.name]
+    if not waiting or waiting[0].call is None:
+        return continuation
+    root = tree.at_call(continuation.root, waiting[0].call, lambda _, call: calls.close(call, "answered", signal.data))
+    left = tuple(one for one in continuation.signals if one is not signal)
+    return replace(continuation, root=root or continuation.root, signals=left)
+
+
+# ---- time and the seal -----------------------------------------------------------------------
 
 
 def _busy(continuation: Continuation) -> bool:
@@ -214,54 +268,6 @@ def _active_left_ms(continuation: Continuation) -> float:
     return limits.active_s * 1000 - continuation.spent.active_ms
 
 
-def _charge(continuation: Continuation, event: ev.Event) -> Spent:
-    """What is spent once the event is in."""
-    spent = replace(continuation.spent, active_ms=_active_ms(continuation, event.at))
-    match event:
-        case ev.Replied():
-            usage = event.message.usage if event.message else None
-            return charge_step(spent, usage or Usage(), event.usd_micros or 0)
-        case ev.Intended(attempt=1):
-            return replace(spent, tool_calls=spent.tool_calls + 1)
-    return spent
-
-
-def _bound(continuation: Continuation, at: datetime) -> Frame:
-    """The root, failed or asking for more, where a limit leaves no room for what comes next."""
-    root, limits = continuation.root, continuation.limits
-    spent_out = exhausted(limits, continuation.spent)
-    if root.ended or spent_out is None:
-        return root
-    idle = [frame for frame in frames(root) if _asks(frame) or (spent_out == "tool_calls" and _starves(frame))]
-    if limits.on_exhaust == "suspend":
-        for frame in idle:
-            root = steps.at_frame(root, frame.id, lambda f: steps.ask_budget(f, spent_out, at)) or root
-        return root
-    if idle or spent_out == "active_s":
-        detail = f"The run has used all of its {spent_out} ({getattr(limits, spent_out)}). Start it with more."
-        return steps.failed(root, Failure("budget.exhausted", detail))
-    return root
-
-
-def _steps_left(continuation: Continuation) -> float:
-    """How many more model calls may begin now, those in flight counted as spent."""
-    if continuation.limits.steps is None:
-        return inf
-    asked = sum(frame.turn.sent for frame in frames(continuation.root))
-    return continuation.limits.steps - continuation.spent.steps - asked
-
-
-def _calls_left(continuation: Continuation) -> float:
-    """How many more tool calls may begin now; another attempt of one is none."""
-    limit = continuation.limits.tool_calls
-    return inf if limit is None else limit - continuation.spent.tool_calls
-
-
-def _starves(frame: Frame) -> bool:
-    """Whether the frame has a call that never ran and would run now."""
-    return frame.wait is None and any(_runs(call) and not call.attempts for call in frame.calls)
-
-
 def _seal(before: Continuation, after: Continuation, event: ev.Event) -> Continuation:
     """Count the event, and link it into the hash chain."""
     return replace(
@@ -272,18 +278,13 @@ def _seal(before: Continuation, after: Continuation, event: ev.Event) -> Continu
 # ---- effects ---------------------------------------------------------------------------------
 
 
-def _asks(frame: Frame) -> bool:
-    """Whether the frame's model is to be asked now."""
-    turn = frame.turn
-    return frame.state == "ready" and not turn.sent and turn.not_before is None and frame.wait is None
+def _barred(agents: Agents, frame: Frame) -> bool:
+    """Whether the frame's calls wait until every question of the step is answered."""
+    barrier = agents[frame.agent.digest].policy.barrier
+    return barrier and any(call.wait is not None and call.wait.kind == "approval" for call in frame.calls)
 
 
-def _runs(call: Call) -> bool:
-    """Whether the call's tool is to be run now, by a worker."""
-    return call.state == "authorized" and call.child is None
-
-
-def _call_model(agents: Agents, frame: Frame) -> CallModel:
+def _call_model(agents: Agents, frame: Frame, room: Room) -> CallModel:
     return CallModel(
         frame=frame.id,
         agent=frame.agent.digest,
@@ -291,6 +292,7 @@ def _call_model(agents: Agents, frame: Frame) -> CallModel:
         attempt=frame.turn.attempt,
         model=agents[frame.agent.digest].models[frame.turn.model],
         messages=frame.messages,
+        room=room,
     )
 
 
@@ -303,7 +305,7 @@ def _call_tool(continuation: Continuation, frame: Frame, call: Call) -> CallTool
         attempt=call.attempt,
         tool=call.tool.name,
         effect=call.tool.effect,
-        args=call.args_effective or call.args,
-        key=call.key or steps.idempotency_key(continuation.run_id, call),
+        args=waits.arguments(call),
+        key=call.key or calls.idempotency_key(continuation.run_id, call),
         provider_id=call.provider_id,
     )

@@ -1,23 +1,75 @@
 """Allow, ask or deny: what happens to a tool call before anything runs.
 
-The machine asks it for every call. The rule: the first rule that fits decides, and what no rule names falls to
-`otherwise`.
+The machine asks it for every call, and again for every edit. The rule: the first rule that fits decides, and what no
+rule names falls to `otherwise`. A condition on an argument that is not there does not hold, so write what is allowed
+and let the rest be asked.
 """
 
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
 
 from sojourn.loop.messages import Plain
 
 Verdict = Literal["allow", "ask", "deny"]
+OnExpire = Literal["keep", "reject", "fail", "resume", "escalate"]
+Scalar = str | int | float | bool | None
+
+
+class Condition(Plain, frozen=True, kw_only=True):
+    """What one argument must be like; all that is said must hold, and something must be said."""
+
+    argument: Annotated[str, Meta(min_length=1, max_length=200, examples=["customer.country"])]
+    """The name of the argument; a dot goes into an object, a number into a list."""
+    like: Annotated[str, Meta(max_length=500)] | None = None
+    """Shell wildcards over the whole of a text, with case."""
+    one_of: tuple[Scalar, ...] | None = None
+    at_most: float | None = None
+    at_least: float | None = None
+
+    def holds(self, args: Mapping[str, Any]) -> bool:
+        """Whether the arguments are like this."""
+        found, value = _find(args, self.argument)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return (
+            found
+            and (self.like, self.one_of, self.at_most, self.at_least) != (None, None, None, None)
+            and (self.like is None or (isinstance(value, str) and fnmatchcase(value, self.like)))
+            and (self.one_of is None or any(_same(value, one) for one in self.one_of))
+            and (self.at_most is None or (number and value <= self.at_most))
+            and (self.at_least is None or (number and value >= self.at_least))
+        )
+
+
+class Asking(Plain, frozen=True, kw_only=True):
+    """How a question is put to people."""
+
+    need: Annotated[int, Meta(ge=1, le=20)] = 1
+    """So many different people must approve."""
+    approvers: Annotated[tuple[str, ...], Meta(max_length=50)] = ()
+    """The users who may answer (shell wildcards); empty: everybody whose key may decide."""
+    exclude_initiator: bool = False
+    """The user that the run acts for may not answer."""
+    expires_s: Annotated[float, Meta(gt=0, le=31_536_000)] | None = None
+    on_expire: OnExpire = "reject"
+    escalate_to: Annotated[tuple[str, ...], Meta(max_length=50)] = ()
+    """Who is asked next, for as long again, where `on_expire` is "escalate"; then the call is rejected."""
+
+    def may(self, user: str) -> bool:
+        """Whether the question is for this user."""
+        return not self.approvers or any(fnmatchcase(user, pattern) for pattern in self.approvers)
 
 
 class Rule(Plain, frozen=True):
-    """A verdict for the tools whose name fits the pattern `tool` (shell wildcards)."""
+    """A verdict for the tools whose name fits the pattern `tool` (shell wildcards), where every condition holds."""
 
     tool: str
     verdict: Verdict
     reason: str = ""
+    when: tuple[Condition, ...] = ()
+    ask: Asking | None = None
 
 
 class Policy(Plain, frozen=True):
@@ -25,6 +77,12 @@ class Policy(Plain, frozen=True):
 
     rules: tuple[Rule, ...] = ()
     otherwise: Verdict = "allow"
+    ask: Asking = Asking()
+    """How questions are put, where the rule does not say it."""
+    barrier: bool = False
+    """No call of a step runs before every question of that step is answered."""
+    loop_guard: bool = True
+    """Whether an agent that goes round in circles is told so once, and then stopped for a person to look."""
 
 
 class Gate(Plain, frozen=True):
@@ -32,11 +90,31 @@ class Gate(Plain, frozen=True):
 
     verdict: Verdict
     reason: str = ""
+    ask: Asking | None = None
 
 
-def gate(policy: Policy, tool: str) -> Gate:
-    """Judge a call of `tool`."""
+def gate(policy: Policy, tool: str, args: Mapping[str, Any]) -> Gate:
+    """Judge a call of `tool` with these arguments."""
     for rule in policy.rules:
-        if fnmatchcase(tool, rule.tool):
-            return Gate(rule.verdict, rule.reason or f"the policy says {rule.verdict} for {rule.tool}")
-    return Gate(policy.otherwise)
+        if fnmatchcase(tool, rule.tool) and all(condition.holds(args) for condition in rule.when):
+            reason = rule.reason or f"the policy says {rule.verdict} for {rule.tool}"
+            return Gate(rule.verdict, reason, (rule.ask or policy.ask) if rule.verdict == "ask" else None)
+    return Gate(policy.otherwise, "", policy.ask if policy.otherwise == "ask" else None)
+
+
+def _find(args: Any, path: str) -> tuple[bool, Any]:
+    """The value at a dotted path, and whether there is one."""
+    value = args
+    for step in path.split("."):
+        if isinstance(value, dict) and step in value:
+            value = value[step]
+        elif isinstance(value, list) and step.isascii() and step.isdecimal() and int(step) < len(value):
+            value = value[int(step)]
+        else:
+            return False, None
+    return True, value
+
+
+def _same(value: Any, wanted: Scalar) -> bool:
+    """Equality that does not take true for 1."""
+    return value == wanted and isinstance(value, bool) == isinstance(wanted, bool)

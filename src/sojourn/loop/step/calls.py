@@ -1,0 +1,202 @@
+"""One tool request, from the reply that asks for it to its observation.
+
+The rule: a call runs only when it was authorized, by the policy, a person or a grant; and whatever ends it leaves the
+model one observation to read.
+"""
+
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from math import isfinite
+from typing import Any
+
+from msgspec.structs import replace
+
+from sojourn.loop.agent import Agent, Executor, Tool, digest, ref
+from sojourn.loop.continuation import Attempt, Call, CallState, Frame, ToolRef, Wait
+from sojourn.loop.events import Replied, Returned
+from sojourn.loop.messages import observed, said
+from sojourn.loop.policy import Asking, gate
+from sojourn.loop.step.waits import arguments, ask, bound, parsed
+
+DEPTH_MAX = 16
+"""How deep frames may be nested below the root."""
+SLEEP_S_MAX = 366 * 86_400.0
+
+Agents = Mapping[str, Agent]
+"""The agent versions that a run is pinned to, by digest."""
+
+
+# ---- from the reply to the gate --------------------------------------------------------------
+
+
+def open_call(agents: Agents, frame: Frame, event: Replied, index: int) -> tuple[Frame, Call]:
+    """Turn a provider's tool call into ours: refused with an observation, or gated. The frame loses the grant used."""
+    message, agent = event.message, agents[frame.agent.digest]
+    assert message is not None
+    request = message.calls[index]
+    tool = agent.tool(request.name)
+    call = Call(
+        uid=f"{frame.id.rstrip('/')}/{event.step}.{index}",
+        provider_id=request.id,
+        index=index,
+        tool=_bind(tool) if tool else ToolRef(request.name, "", "read", "server"),
+        args=request.arguments or "{}",
+    )
+    if tool is None:
+        names = ", ".join(t.name for t in agent.tools) or "none"
+        return frame, close(call, "failed", f"There is no tool named {request.name!r}. The tools are: {names}.")
+    try:
+        args = parsed(call.args)
+        call.args.encode()
+    except (ValueError, RecursionError) as error:
+        cut = " The reply was cut off at the output limit: ask for less at a time." if message.stop == "length" else ""
+        return frame, close(call, "failed", f"The arguments are not a JSON object: {error}.{cut} Nothing was run.")
+    call = replace(call, gate=gate(agent.policy, tool.name, args))
+    return judge(agents, frame, call, event.at)
+
+
+def judge(agents: Agents, frame: Frame, call: Call, at: datetime) -> tuple[Frame, Call]:
+    """Do what the gate says: refuse, ask, or let it run; a grant answers a question before it is put."""
+    assert call.gate is not None
+    match call.gate.verdict:
+        case "deny":
+            return frame, close(call, "denied", f"The policy does not allow this call. {call.gate.reason}".rstrip())
+        case "ask":
+            granted = _use_grant(frame, call, at)
+            if granted is None:
+                title = f"May {frame.agent.name} run {call.tool.name}?"
+                return frame, ask(call, "approval", frame=frame.id, at=at, title=title)
+            frame = granted
+    return frame, authorize(agents, call, frame, at)
+
+
+def _use_grant(frame: Frame, call: Call, at: datetime) -> Frame | None:
+    """The frame with one use less of a grant that fits the call; None where none does."""
+    for i, grant in enumerate(frame.grants):
+        fits = grant.tool_digest == call.tool.digest and grant.args_digest in (None, bound(call))
+        if fits and grant.left > 0 and (grant.expires_at is None or at < grant.expires_at):
+            left = replace(grant, left=grant.left - 1)
+            return replace(frame, grants=(*frame.grants[:i], left, *frame.grants[i + 1 :]))
+    return None
+
+
+def _bind(tool: Tool) -> ToolRef:
+    return ToolRef(tool.name, digest(tool), tool.effect, tool.executor)
+
+
+# ---- from the yes to the intent --------------------------------------------------------------
+
+
+def authorize(agents: Agents, call: Call, frame: Frame, at: datetime) -> Call:
+    """Let a call run: on a worker, as a frame of its own, or by whoever else answers calls of this tool."""
+    call = replace(call, state="authorized", wait=None)
+    opened = _ELSEWHERE.get(call.tool.executor)
+    if opened is not None:
+        return opened(call, frame, at)
+    return _begin_child(agents, call, frame) if call.tool.executor == "agent" else call
+
+
+def _begin_child(agents: Agents, call: Call, frame: Frame) -> Call:
+    if call.uid.count("/") > DEPTH_MAX:
+        return close(call, "failed", f"Agents are nested {DEPTH_MAX} deep, which is the limit. Do it yourself.")
+    tool = agents[frame.agent.digest].tool(call.tool.name)
+    assert tool is not None and tool.agent is not None
+    agent = agents[tool.agent]
+    task = parsed(arguments(call)).get("input")
+    words = said(call.uid, task if isinstance(task, str) else arguments(call))
+    return replace(call, child=Frame(id=call.uid, agent=ref(agent), limits=agent.limits, messages=(words,)))
+
+
+def _ask_client(call: Call, frame: Frame, at: datetime) -> Call:
+    return ask(call, "client_tool", frame=frame.id, at=at, title=f"Run {call.tool.name} and send its result.")
+
+
+def _ask_person(call: Call, frame: Frame, at: datetime) -> Call:
+    wanted = parsed(arguments(call)).get("question")
+    if not isinstance(wanted, str) or not wanted.strip():
+        return close(call, "failed", "Say what you want to know, as `question`. Nobody was asked.")
+    return ask(call, "answer", frame=frame.id, at=at, title=f"{frame.agent.name} asks a question.")
+
+
+def _await_event(call: Call, frame: Frame, at: datetime) -> Call:
+    args = parsed(arguments(call))
+    name, timeout_s = args.get("name"), args.get("timeout_s")
+    if not isinstance(name, str) or not name or (timeout_s is not None and _seconds(timeout_s) is None):
+        return close(call, "failed", "Say which event, as `name`, and how long at most, as `timeout_s` in seconds.")
+    call = ask(call, "event", frame=frame.id, at=at, title=f"Waits for the event {name[:200]}.")
+    return _at_the_latest(call, None if timeout_s is None else at + timedelta(seconds=timeout_s), "reject", about=name)
+
+
+def _await_time(call: Call, frame: Frame, at: datetime) -> Call:
+    args = parsed(arguments(call))
+    seconds = _seconds(args.get("seconds"))
+    try:
+        until = datetime.fromisoformat(args["until"]) if "until" in args else None
+        ends_at = until if until is not None else at + timedelta(seconds=seconds if seconds is not None else -1)
+        if not at <= ends_at <= at + timedelta(seconds=SLEEP_S_MAX):
+            raise ValueError("out of range")
+    except (TypeError, ValueError, OverflowError):
+        return close(call, "failed", "Say `seconds`, or `until` as a time with its zone, at most 366 days ahead.")
+    call = ask(call, "timer", frame=frame.id, at=at, title=f"Waits until {ends_at.isoformat(timespec='seconds')}.")
+    return _at_the_latest(call, ends_at, "resume")
+
+
+def _seconds(value: Any) -> float | None:
+    """A number of seconds that can be waited for."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if number and isfinite(value) and 0 <= value <= SLEEP_S_MAX else None
+
+
+def _at_the_latest(call: Call, at: datetime | None, then: Any, *, about: str | None = None) -> Call:
+    """The call with an end to its question."""
+    assert isinstance(call.wait, Wait)
+    return replace(call, wait=replace(call.wait, expires_at=at, ask=Asking(on_expire=then), about=about))
+
+
+_ELSEWHERE: Mapping[Executor, Callable[[Call, Frame, datetime], Call]] = {
+    "client": _ask_client,
+    "person": _ask_person,
+    "event": _await_event,
+    "clock": _await_time,
+}
+
+
+# ---- attempts --------------------------------------------------------------------------------
+
+
+def idempotency_key(run_id: str, call: Call) -> str:
+    """What names this call to the world, over all of its attempts."""
+    return f"{run_id}{call.uid}"
+
+
+def intend(call: Call, run_id: str, at: datetime) -> Call:
+    """Write down that an attempt begins; the first one mints the idempotency key."""
+    attempt = Attempt(n=len(call.attempts) + 1, state="sent", started_at=at)
+    return replace(
+        call, state="intent", attempts=(*call.attempts, attempt), key=call.key or idempotency_key(run_id, call)
+    )
+
+
+def finish(call: Call, event: Returned) -> Call:
+    """End the running attempt with what the tool returned."""
+    attempt = replace(call.attempts[-1], state="failed" if event.failed else "ok", ended_at=event.at)
+    state: CallState = "failed" if event.failed else "succeeded"
+    return replace(call, state=state, attempts=(*call.attempts[:-1], attempt), result=event.message)
+
+
+def lose(call: Call, frame: Frame, at: datetime) -> Call:
+    """The running attempt died unseen: run it again where its tool says that this is safe, else ask a person."""
+    attempt = replace(call.attempts[-1], state="lost", ended_at=at)
+    call = replace(call, state="authorized", attempts=(*call.attempts[:-1], attempt))
+    if call.tool.effect != "at_most_once":
+        return call
+    title = f"{call.tool.name} may or may not have run. What is true?"
+    return ask(call, "outcome_unknown", frame=frame.id, at=at, title=title)
+
+
+def close(call: Call, state: CallState, text: str) -> Call:
+    """End a call with an observation of ours."""
+    error = state not in ("answered", "succeeded")
+    return replace(
+        call, state=state, wait=None, child=None, result=observed(call.uid, call.provider_id, text, error=error)
+    )

@@ -1,0 +1,74 @@
+"""The model answered, or did not: the next attempt, the next model, the calls of a step, or the end of a frame."""
+
+import hashlib
+from datetime import timedelta
+
+from msgspec.structs import replace
+
+from sojourn.loop.budget import Held
+from sojourn.loop.continuation import Call, Failure, Frame, Turn
+from sojourn.loop.events import ModelErred, Replied
+from sojourn.loop.step.calls import Agents, open_call
+from sojourn.loop.step.ending import failed
+
+TRIES = 6
+"""Failed attempts in a row on one model before the next one of the chain is asked."""
+BACKOFF_S, BACKOFF_MAX_S = 0.5, 30.0
+RETRY_AFTER_MAX_S = 300.0
+PATIENCE_S = 20.0
+"""A provider that asks for more patience than this is left, where the chain has another one."""
+
+
+def reply(agents: Agents, frame: Frame, event: Replied) -> Frame:
+    """Take a reply into the transcript: open its calls, or end the frame with it."""
+    message = event.message
+    if message is None or not (message.calls or message.text or message.stop in ("content_filter", "refusal")):
+        return retry(agents, frame, _empty(event))
+    after = replace(frame, step=frame.step + 1, turn=Turn(model=frame.turn.model), messages=(*frame.messages, message))
+    if message.calls:
+        opened: list[Call] = []
+        for index in range(len(message.calls)):
+            after, call = open_call(agents, after, event, index)
+            opened.append(call)
+        return replace(after, state="acting", calls=tuple(opened))
+    if frame.inbox:
+        return after
+    if not message.text:
+        return failed(after, Failure(f"model.{message.stop}", "The provider withheld the model's answer."))
+    return replace(after, state="done", result=message.text)
+
+
+def _empty(event: Replied) -> ModelErred:
+    error = Failure("model.empty", "The model answered with nothing.")
+    return ModelErred(at=event.at, frame=event.frame, step=event.step, attempt=event.attempt, error=error, retry=True)
+
+
+def retry(agents: Agents, frame: Frame, event: ModelErred) -> Frame:
+    """Try the same model again later, or the next one of the chain at once, or give up."""
+    turn, last = frame.turn, frame.turn.model + 1 >= len(agents[frame.agent.digest].models)
+    failures = turn.failures + 1
+    asked_s = event.retry_after_s
+    wait_s = min(asked_s, RETRY_AFTER_MAX_S) if asked_s is not None else _backoff_s(frame, failures)
+    if event.retry and failures < TRIES and (last or wait_s <= PATIENCE_S):
+        turn = replace(again(frame).turn, failures=failures, not_before=event.at + timedelta(seconds=wait_s))
+        return replace(frame, turn=turn)
+    if not last:
+        return replace(frame, turn=Turn(model=turn.model + 1, attempt=turn.attempt + 1))
+    return failed(frame, event.error)
+
+
+def ask_model(frame: Frame, held: Held) -> Frame:
+    """Announce the model call, and set aside what it may cost."""
+    return replace(frame, turn=replace(frame.turn, sent=True, held=held))
+
+
+def again(frame: Frame) -> Frame:
+    """Make the model call once more, as a new attempt."""
+    return replace(frame, turn=replace(frame.turn, attempt=frame.turn.attempt + 1, sent=False, held=Held()))
+
+
+def _backoff_s(frame: Frame, failures: int) -> float:
+    """Exponential, with a jitter that is drawn from the place itself: the same state waits the same time."""
+    where = f"{frame.id} {frame.step} {frame.turn.attempt} {frame.agent.digest}"
+    draw = hashlib.sha256(where.encode()).digest()[0] / 255
+    return float(min(BACKOFF_MAX_S, BACKOFF_S * 2 ** (failures - 1)) * (0.5 + draw))

@@ -1,0 +1,43 @@
+"""One place of the tree, changed: everything else of it stays the same object."""
+
+from collections.abc import Callable
+
+from msgspec.structs import replace
+
+from sojourn.loop.continuation import Call, Frame
+
+
+def at_frame(root: Frame, id: str, change: Callable[[Frame], Frame | None]) -> Frame | None:
+    """The tree with one frame changed; None where there is no such frame or `change` says None."""
+    if root.id == id:
+        return change(root)
+    for i, call in enumerate(root.calls):
+        if call.child is not None and (id == call.uid or id.startswith(f"{call.uid}/")):
+            child = at_frame(call.child, id, change)
+            return replace(root, calls=put(root.calls, i, replace(call, child=child))) if child else None
+    return None
+
+
+def at_call(root: Frame, uid: str, change: Callable[[Frame, Call], Call | None]) -> Frame | None:
+    """The tree with one call changed; None where there is no such call or `change` says None."""
+
+    def visit(frame: Frame, call: Call) -> Frame | None:
+        changed = change(frame, call)
+        return replace(frame, calls=put(frame.calls, frame.calls.index(call), changed)) if changed else None
+
+    return with_call(root, uid, visit)
+
+
+def with_call(root: Frame, uid: str, change: Callable[[Frame, Call], Frame | None]) -> Frame | None:
+    """The tree with the frame changed that has the call `uid`; None as for `at_call`."""
+
+    def visit(frame: Frame) -> Frame | None:
+        call = next((call for call in frame.calls if call.uid == uid), None)
+        return change(frame, call) if call is not None else None
+
+    return at_frame(root, uid.rpartition("/")[0] or "/", visit)
+
+
+def put(calls: tuple[Call, ...], i: int, call: Call) -> tuple[Call, ...]:
+    """The calls with one of them replaced."""
+    return (*calls[:i], call, *calls[i + 1 :])
