@@ -6,18 +6,21 @@ CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11
 PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 COMPILE := $(BIN)/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes --custom-compile-command 'make lock'
-LOCKS := runtime dev local-model
+LOCKS := runtime dev examples local-model
 runtime := pyproject.toml
 dev := pyproject.toml --group dev
+examples := --group examples --constraint requirements/dev.txt
 local-model := --group local-model
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-local-model test check coverage bench drill lock clean
+.PHONY: help setup examples demo demo-local-model test check coverage bench drill lock schema clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 20
 
 setup: $(VENV)/.dev  ## Make .venv with the locked packages
+
+examples: setup $(VENV)/.examples  ## Install the SDKs that the examples use
 
 demo: setup  ## An agent on real data; its worker is killed in the middle and the run goes on
 	@$(BIN)/python -m demo.run
@@ -25,7 +28,7 @@ demo: setup  ## An agent on real data; its worker is killed in the middle and th
 demo-local-model: setup $(VENV)/.local-model  ## One tool call by a small real model, offline
 	@$(BIN)/python -m demo.local_model
 
-test: setup  ## Run all tests
+test: setup examples  ## Run all tests
 	@$(BIN)/python -m pytest
 
 check: setup coverage  ## Format, lint, types, coverage of loop/, layout, fresh locks
@@ -47,6 +50,9 @@ drill: setup  ## Kill real processes at random points, at full size
 lock: setup  ## Resolve the dependencies anew (UPGRADE=--upgrade for newer versions)
 	@$(foreach lock,$(LOCKS),$(COMPILE) $(UPGRADE) $($(lock)) -o requirements/$(lock).txt >/dev/null || exit 1;)
 
+schema: setup  ## Write docs/continuation-v1.schema.json from the types
+	@$(BIN)/python -m scripts.continuation_schema
+
 clean:  ## Remove what the other targets made
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -57,6 +63,10 @@ $(VENV)/.dev: requirements/dev.txt pyproject.toml
 	"$(PYTHON)" -m venv $(VENV)
 	$(PIP) install --require-hashes -r requirements/dev.txt
 	$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.examples: requirements/examples.txt $(VENV)/.dev
+	$(PIP) install --require-hashes -r requirements/examples.txt
 	@touch $@
 
 $(VENV)/.local-model: requirements/local-model.txt $(VENV)/.dev

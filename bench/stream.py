@@ -3,27 +3,33 @@
     python -m bench.stream [--clients 1000] [--seconds 10] [--json]
 
 The API runs in a process of its own, whose CPU time is read; the clients are here. Deltas come from a worker in the
-same process, or from one in a third process; each carries the time at which it was made.
+same process, or from one in a third process; each carries the time at which it was made. The floor is the same bytes,
+at the same times and to as many clients, written by bare transports that know nothing of runs or databases.
 """
 
 import argparse
 import asyncio
 import os
-import re
 import shutil
+import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import aiohttp
+import asyncpg
 import uvloop
 from aiohttp import web
+from msgspec.structs import replace
 from tests.api.played_worker import Play, Player, at, ids
+from tests.conftest import until
 
 from bench.figure import Figure, report, spread
+from bench.readers import Readers
 from sojourn.api.app import build
 from sojourn.api.parts import DELTA_BELL, INBOX_BELL, RUN_BELL, WORK_BELL, Api
 from sojourn.models.model import Endpoint
@@ -35,9 +41,14 @@ from sojourn.store.migrate import migrate
 from sojourn.store.tenant import keys
 
 RATE = 20
-MADE = re.compile(rb'"text":"(\d+)"')
 TICK = os.sysconf("SC_CLK_TCK")
 CHANNELS = (RUN_BELL, DELTA_BELL, WORK_BELL, INBOX_BELL)
+MARK = b"event: model.request_started"
+CHUNK = b'66\r\nevent: delta.message\ndata: {"frame":"/","step":0,"attempt":1,"text":"%d"}\n\n\r\n'
+"""What a delta is on the wire."""
+
+Say = Callable[[int], None]
+"""Make a delta of a number, in one run."""
 
 
 class Models:
@@ -47,27 +58,7 @@ class Models:
         return {"sim": Endpoint(name="sim", dialect="openai", base_url="http://127.0.0.1:9", key_required=False)}
 
 
-class Client(asyncio.Protocol):
-    """One reader of a stream, as cheap as can be."""
-
-    def __init__(self, head: bytes, late_ms: list[float]) -> None:
-        self.head, self.late_ms = head, late_ms
-        self.events = 0
-        self.ready = asyncio.Event()
-
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        transport.write(self.head)
-
-    def data_received(self, data: bytes) -> None:
-        now = time.monotonic_ns()
-        if b"event: model.request_started" in data:
-            self.ready.set()
-        for made in MADE.findall(data):
-            self.events += 1
-            self.late_ms.append((now - int(made)) / 1e6)
-
-
-# ---- the server's process, and the other worker's ----------------------------------------------
+# ---- the other processes: the server, a worker, and the floor ----------------------------------
 
 
 @asynccontextmanager
@@ -82,7 +73,7 @@ async def joined(folder: Path) -> AsyncIterator[tuple[Database, Doorbell]]:
 
 
 async def serve(folder: Path) -> None:
-    """Serve until stdin closes; a line `go RUN ...` plays the worker of these runs."""
+    """Serve until stdin closes, and be the worker of one process that is both."""
     async with joined(folder) as (database, bell):
         await migrate(database)
         token = await keys.bootstrap(database)
@@ -95,7 +86,7 @@ async def serve(folder: Path) -> None:
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0, backlog=2000).start()
         print(runner.addresses[0][1], token, flush=True)
-        await obey(database, bell)
+        await play(database, bell)
         await runner.cleanup()
 
 
@@ -103,34 +94,86 @@ async def work(folder: Path) -> None:
     """Be a worker in a process of its own."""
     async with joined(folder) as (database, bell):
         print("ready", flush=True)
-        await obey(database, bell)
+        await play(database, bell)
 
 
-async def obey(database: Database, bell: Doorbell) -> None:
-    """Do what stdin says: `claim N`, then `go SECONDS`."""
+async def play(database: Database, bell: Doorbell) -> None:
+    """Play the worker of as many runs as are asked for."""
     player = await Player.start(database, bell.ring, flush_s=Settings().delta_flush_ms / 1000)
-    plays: list[Play] = []
-    while line := await asyncio.to_thread(sys.stdin.readline):
-        word, number = line.split()
-        if word == "claim":
-            plays = [await player.take_any() for _ in range(int(number))]
-            for play in plays:
-                play.asked()
-                await play.commit()
-        else:
-            await speak(plays, float(number))
-        print("done", flush=True)
+
+    async def claim(number: int) -> list[Say]:
+        return [_teller(await _begin(player)) for _ in range(number)]
+
+    await obey(claim)
     await player.close()
 
 
-async def speak(plays: list[Play], seconds: float) -> None:
+async def _begin(player: Player) -> Play:
+    play = await player.take_any()
+    play.asked()
+    await play.commit()
+    return play
+
+
+def _teller(play: Play) -> Say:
+    return lambda made_ns: play.delta(str(made_ns))
+
+
+class Bare(asyncio.Protocol):
+    """A connection of the floor: it joins those that are written to."""
+
+    def __init__(self, joined: list[asyncio.Transport]) -> None:
+        self.joined = joined
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.joined.append(transport)
+        transport.write(MARK)
+
+
+async def floor(folder: Path) -> None:
+    """Write the same bytes to as many clients, with nothing in between."""
+    clients: list[asyncio.Transport] = []
+    server = await asyncio.get_running_loop().create_server(lambda: Bare(clients), "127.0.0.1", 0, backlog=2000)
+    print(server.sockets[0].getsockname()[1], flush=True)
+
+    async def claim(number: int) -> list[Say]:
+        clients.clear()
+        return [_writer(clients, n, number) for n in range(number)]
+
+    await obey(claim)
+    server.close()
+
+
+def _writer(clients: list[asyncio.Transport], first: int, step: int) -> Say:
+    def say(made_ns: int) -> None:
+        data = CHUNK % made_ns
+        for client in clients[first::step]:
+            client.write(data)
+
+    return say
+
+
+async def obey(claim: Callable[[int], object]) -> None:
+    """Do what stdin says: `claim N`, then `go SECONDS`, which answers with the number of deltas made."""
+    says: list[Say] = []
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        word, number = line.split()
+        if word == "claim":
+            says = await claim(int(number))  # type: ignore[misc]
+            print("done", flush=True)
+        else:
+            print(await speak(says, float(number)), flush=True)
+
+
+async def speak(says: Sequence[Say], seconds: float) -> int:
     """Make RATE deltas a second in every run, spread over the time."""
     began, n = time.monotonic(), 0
     while (passed := time.monotonic() - began) < seconds:
-        while n < passed * RATE * len(plays):
-            plays[n % len(plays)].delta(str(time.monotonic_ns()))
+        while n < passed * RATE * len(says):
+            says[n % len(says)](time.monotonic_ns())
             n += 1
-        await asyncio.sleep(1 / RATE / len(plays) if len(plays) < 20 else 0.002)
+        await asyncio.sleep(1 / RATE / len(says) if len(says) < 20 else 0.002)
+    return n
 
 
 # ---- here --------------------------------------------------------------------------------------
@@ -167,65 +210,114 @@ class Process:
         return (int(fields[11]) + int(fields[12])) / TICK
 
 
-async def measure(
-    server: Process, worker: Process, address: tuple[str, str], shape: tuple[int, int, float]
-) -> list[Figure]:
-    """Let `clients` readers follow `runs` runs for some seconds."""
-    port, token = address
-    clients, runs, seconds = shape
-    made = []
-    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {token}"}) as http:
-        for _ in range(runs):
-            async with http.post(f"http://127.0.0.1:{port}/v1/runs", json={"input": "go", "model": "sim:a"}) as reply:
-                made.append((await reply.json())["run_id"])
-    await worker.say(f"claim {runs}")
-    late_ms: list[float] = []
-    readers = []
-    for n in range(clients):
-        head = f"GET /v1/runs/{made[n % runs]}/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
-        head += "Accept: text/event-stream\r\n\r\n"
-        loop = asyncio.get_running_loop()
-        transport, reader = await loop.create_connection(
-            lambda head=head: Client(head.encode(), late_ms), "127.0.0.1", int(port)
-        )
-        readers.append((transport, reader))
-    await asyncio.gather(*(reader.ready.wait() for _, reader in readers))
-    late_ms.clear()
+class Shape(NamedTuple):
+    """How many follow how many runs, and for how long."""
+
+    clients: int
+    runs: int
+    seconds: float
+
+
+class Measured(NamedTuple):
+    """What came of one shape."""
+
+    late_ms: list[float]
+    per_core: float
+    per_s: float
+
+    def quantiles(self) -> str:
+        ordered = sorted(self.late_ms)
+        return f"p50 {statistics.median(ordered):.1f}, p99 {ordered[int(len(ordered) * 0.99)]:.1f}"
+
+
+async def measure(server: Process, worker: Process, shape: Shape, port: int, requests: Sequence[bytes]) -> Measured:
+    """Let readers follow, and see that each hears every delta of its run."""
+    readers = await asyncio.to_thread(Readers, port, requests)
+    await until(lambda: readers.have(MARK), 60)
+    readers.forget()
     began, cpu_s = time.monotonic(), server.cpu_s()
-    await worker.say(f"go {seconds}")
+    made = int(await worker.say(f"go {shape.seconds}"))
     await asyncio.sleep(0.2)
     cpu_s, wall_s = server.cpu_s() - cpu_s, time.monotonic() - began
-    for transport, _ in readers:
-        transport.close()
-    where = "one process" if worker is server else "another process's worker"
-    what = f"{clients} clients on {runs} run{'s' if runs > 1 else ''}, {where}"
-    return figures(what, late_ms, len(late_ms) / cpu_s, len(late_ms) / wall_s)
+    await until(lambda: readers.count() >= made * shape.clients // shape.runs, 10)
+    readers.close()
+    late_ms = readers.late_ms()
+    return Measured(late_ms, len(late_ms) / cpu_s, len(late_ms) / wall_s)
 
 
-def figures(what: str, late_ms: list[float], per_core: float, per_s: float) -> list[Figure]:
-    across = "another" in what
+async def streamed(server: Process, worker: Process, shape: Shape, address: tuple[str, str]) -> Measured:
+    """Measure real streams."""
+    port, token = address
+    made = []
+    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {token}"}) as http:
+        for _ in range(shape.runs):
+            async with http.post(f"http://127.0.0.1:{port}/v1/runs", json={"input": "go", "model": "sim:a"}) as reply:
+                made.append((await reply.json())["run_id"])
+    await worker.say(f"claim {shape.runs}")
+    head = "GET /v1/runs/{}/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nAccept: text/event-stream\r\n\r\n"
+    requests = [head.format(made[n % shape.runs], token).encode() for n in range(shape.clients)]
+    return await measure(server, worker, shape, int(port), requests)
+
+
+async def bare(folder: Path, shape: Shape) -> Measured:
+    """Measure the floor."""
+    process = await Process.start("floor", folder)
+    port = int(await process.line())
+    await process.say(f"claim {shape.runs}")
+    measured = await measure(process, process, shape, port, [b"hello"] * shape.clients)
+    await process.stop()
+    return measured
+
+
+async def notified(folder: Path) -> list[float]:
+    """Measure the floor between processes: one bare NOTIFY until it is heard."""
+    times, heard = [], asyncio.Event()
+    async with await embedded.start(folder, fsync=False) as cluster:
+        one, two = await asyncpg.connect(cluster.dsns.api), await asyncpg.connect(cluster.dsns.api)
+        await two.add_listener("bench", lambda *_: heard.set())
+        for _ in range(500):
+            began = time.perf_counter()
+            await one.execute("notify bench")
+            await heard.wait()
+            heard.clear()
+            times.append((time.perf_counter() - began) * 1000)
+        await asyncio.gather(one.close(), two.close())
+    return times
+
+
+def figures(shape: Shape, got: Measured, least: Measured, *, notify_ms: Sequence[float] = ()) -> list[Figure]:
+    """Put what was measured beside its floor; `notify_ms` says that the worker was another process."""
+    runs = f"{shape.runs} run{'s' if shape.runs > 1 else ''}"
+    what = f"{shape.clients} clients on {runs}, {'another' if notify_ms else 'one'} process"
     rate = Figure(
         id="B6",
-        what=f"events sent, {what} ({per_s:,.0f}/s offered)",
+        what=f"events sent, {what} ({got.per_s:,.0f}/s offered)",
         unit="events/s/core",
-        median=per_core,
-        target="" if across else ">= 60,000",
-        floor="raw ASGI 67,100",
-        met=None if across else per_core >= 60_000,
+        median=got.per_core,
+        target="" if notify_ms else ">= 60,000",
+        floor=f"bare transport {least.per_core:,.0f}",
+        met=None if notify_ms else got.per_core >= 60_000,
     )
-    bound = (10.0, 50.0) if across else (5.0, 5.0)
-    return [rate, spread("B6", f"from made to read, {what}", "ms", late_ms, most=bound)]
+    late = spread("B6", f"from made to read, {what}", "ms", got.late_ms, most=(10.0, 50.0) if notify_ms else (5.0, 5.0))
+    knock = f" + NOTIFY {Measured([*notify_ms], 0, 0).quantiles()}" if notify_ms else ""
+    return [rate, replace(late, floor=f"bare transport {least.quantiles()}{knock}")]
 
 
 async def main(clients: int, seconds: float) -> None:
     folder = Path(tempfile.mkdtemp(prefix="sojourn-bench-"))
+    shapes = [Shape(clients, 1, seconds), Shape(clients, 50, seconds)]
     server = await Process.start("serve", folder)
     port, token = (await server.line()).split()
-    found = await measure(server, server, (port, token), (clients, 1, seconds))
-    found += await measure(server, server, (port, token), (clients, 50, seconds))
+    floors = [await bare(folder, shape) for shape in shapes]
+    found: list[Figure] = []
+    for shape, least in zip(shapes, floors, strict=True):
+        found += figures(shape, await streamed(server, server, shape, (port, token)), least)
     worker = await Process.start("work", folder)
     await worker.line()
-    found += await measure(server, worker, (port, token), (clients, 1, seconds))
+    notify_ms = await notified(folder)
+    for shape, least in zip(shapes, floors, strict=True):
+        got = await streamed(server, worker, shape, (port, token))
+        found += figures(shape, got, least, notify_ms=notify_ms)
     await worker.stop()
     await server.stop()
     shutil.rmtree(folder)
@@ -237,8 +329,8 @@ if __name__ == "__main__":
     parser.add_argument("--clients", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--role", choices=("serve", "work"))
+    parser.add_argument("--role", choices=("serve", "work", "floor"))
     parser.add_argument("--folder", type=Path)
     given = parser.parse_args()
-    roles = {"serve": serve, "work": work}
+    roles = {"serve": serve, "work": work, "floor": floor}
     uvloop.run(roles[given.role](given.folder) if given.role else main(given.clients, given.seconds))

@@ -1,4 +1,4 @@
-"""A model endpoint that notes when it was asked and when it had answered. `bench/run.py` thinks with it.
+"""A model endpoint that notes when it was asked, had read all and had answered. `bench/run.py` thinks with it.
 
 It speaks OpenAI's chat completions as fast as a socket allows. The model's name says what it does: `STEPS-CHUNKS` asks
 for the tool `noop` in so many steps, each after so many chunks of text, and then ends; `hold` begins and waits.
@@ -29,7 +29,10 @@ class Thinker:
 
     def __init__(self) -> None:
         self.asked: dict[str, list[float]] = {}
+        self.read: dict[str, list[float]] = {}
         self.answered: dict[str, list[float]] = {}
+        self.body = b""
+        """The last one."""
         self.holding = 0
         self.let_go = asyncio.Event()
         application = web.Application(client_max_size=64 << 20)
@@ -51,10 +54,12 @@ class Thinker:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         now = time.perf_counter()
-        body = await request.read()
+        self.body = body = await request.read()
+        whole = time.perf_counter()
         name = RUN.search(body)
         run = name[1].decode() if name else ""
         self.asked.setdefault(run, []).append(now)
+        self.read.setdefault(run, []).append(whole)
         model = body.partition(b'"model":"')[2].partition(b'"')[0].decode()
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)

@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def entry(model: Any) -> dict[str, Any] | None:
-    """Write one model: its exact names, a pattern for others, and micro-USD for a million tokens."""
+    """Write one model: its exact names, a pattern for others, its window, and micro-USD for a million tokens."""
     prices = current(model.prices)
     if prices is None or prices.input_mtok is None or prices.output_mtok is None:
         return None
@@ -49,6 +49,8 @@ def entry(model: Any) -> dict[str, Any] | None:
     written: dict[str, Any] = {"names": names} if names else {}
     if patterns:
         written["like"] = "|".join(patterns)
+    if model.context_window:
+        written["window"] = model.context_window
     written["price"] = row(prices, 0)
     if starts:
         written["tiers"] = [[start, row(prices, start + 1)] for start in sorted(starts)]

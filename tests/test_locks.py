@@ -21,6 +21,7 @@ GROUPS = PYPROJECT["dependency-groups"]
 WANTED: dict[str, list[str]] = {
     "runtime": PYPROJECT["project"]["dependencies"],
     "dev": [*PYPROJECT["project"]["dependencies"], *GROUPS["dev"], *PYPROJECT["build-system"]["requires"]],
+    "examples": GROUPS["examples"],
     "local-model": GROUPS["local-model"],
 }
 
@@ -51,6 +52,13 @@ def test_an_unmet_requirement_is_seen() -> None:
 
 def test_what_operators_install_is_what_was_tested() -> None:
     assert pins("runtime").items() <= pins("dev").items()
+
+
+def test_what_the_examples_need_changes_no_version_of_ours() -> None:
+    ours, theirs = pins("dev"), pins("examples")
+    shared = ours.keys() & theirs.keys()
+    assert shared
+    assert {name: theirs[name] for name in shared} == {name: ours[name] for name in shared}
 
 
 @pytest.mark.parametrize("name", WANTED)

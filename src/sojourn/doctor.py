@@ -7,14 +7,17 @@ import os
 import platform
 import shutil
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from sojourn import __version__
-from sojourn.errors import SojournError
+from sojourn.errors import SojournError, StoreUnavailable
 from sojourn.settings import Settings
+from sojourn.store import health, migrate
+from sojourn.store.db import Database
 from sojourn.wiring import open_database, open_sandboxes
 
 DISK_FREE_BYTES_MIN = 1 << 30
@@ -34,7 +37,8 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
     yield Finding("version", True, f"sojourn {__version__}, Python {platform.python_version()}, {platform.platform()}")
     yield _data_folder(settings.data_path)
     yield _address(settings)
-    yield await _database(settings)
+    async for finding in _database(settings):
+        yield finding
     for finding in await _sandbox(settings):
         yield finding
     for endpoint in settings.endpoints:
@@ -73,14 +77,57 @@ def _address(settings: Settings) -> Finding:
     return Finding("address", True, f"{where} is free")
 
 
-async def _database(settings: Settings) -> Finding:
+async def _database(settings: Settings) -> AsyncIterator[Finding]:
+    """Whether it answers, how far its schema is, and whether the walls between tenants stand."""
     kind = "SOJOURN_DATABASE_URL" if settings.database_url else "embedded"
     try:
-        async with open_database(settings) as database, database.api() as connection:
-            version = connection.get_server_version()
-            return Finding("database", True, f"PostgreSQL {version.major}.{version.minor}, {kind}")
+        async with open_database(replace(settings, database_wait_s=0.0)) as database:
+            async with database.api() as connection:
+                version = connection.get_server_version()
+            yield Finding("database", True, f"PostgreSQL {version.major}.{version.micro}, {kind}")
+            yield await _schema(database)
+            for finding in _walls(await health.walls(database)):
+                yield finding
     except SojournError as error:
-        return Finding("database", False, f"{kind}: {error}")
+        yield Finding("database", False, f"{kind}: {error}")
+
+
+async def _schema(database: Database) -> Finding:
+    """How far the migrations are."""
+    try:
+        missing = await migrate.pending(database)
+    except StoreUnavailable as error:
+        return Finding("database schema", False, str(error))
+    known = len(migrate.load())
+    detail = f"{known - len(missing)} of {known} migrations applied"
+    if missing:
+        return Finding("database schema", None, detail, "`sojourn serve` applies the rest.")
+    return Finding("database schema", True, detail)
+
+
+def _walls(found: health.Walls) -> Iterator[Finding]:
+    """Whether a role of ours could see what it should not, and what mends it."""
+    lacking = [*(f"{name} is missing" for name in found.missing), *(f"{name} may do too much" for name in found.strong)]
+    if lacking:
+        mend = (
+            f"An administrator runs: {found.mend_roles}" if found.strong else "`sojourn serve` makes what is missing."
+        )
+        yield Finding("database roles", False, ", ".join(lacking), mend)
+    else:
+        yield Finding("database roles", True, "owner, keyring, api and engine; none passes row level security")
+    if found.logins:
+        yield Finding(
+            "database logins",
+            None,
+            f"{', '.join(found.logins)} could pass row level security",
+            "Make a login that cannot, grant it sojourn_api or sojourn_engine, and name it in "
+            "SOJOURN_DATABASE_URL_API and SOJOURN_DATABASE_URL_ENGINE.",
+        )
+    if found.open_tables:
+        mend = f"Somebody changed the schema. Run as sojourn_owner: {found.mend_tables}"
+        yield Finding("row level security", False, f"not forced on {', '.join(found.open_tables)}", mend)
+    else:
+        yield Finding("row level security", True, "forced on every table of tenants")
 
 
 async def _sandbox(settings: Settings) -> list[Finding]:

@@ -35,6 +35,8 @@ class Provider(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     key_required: bool = True
     tool_mode: Literal["native", "json_schema"] = "native"
     headers: dict[str, str] = {}
+    cache_key: bool = False
+    """It takes `prompt_cache_key`, which sends requests that begin alike to one cache."""
 
 
 class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -57,6 +59,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """A login of its own for the API, where roles are to be separated by more than SET ROLE."""
     database_url_engine: str = ""
     """The same for the workers."""
+    database_wait_s: Annotated[float, Meta(ge=0)] = 0.0
+    """How long a start waits for a database that does not answer yet, before it gives up."""
 
     host: str = "127.0.0.1"
     """The address to listen on; put a TLS proxy before anything but loopback."""
@@ -65,6 +69,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     message_max_bytes: Bytes = 256 << 10
     """The longest text of one message; larger inputs belong into the session's files."""
     file_max_bytes: Bytes = 32 << 20
+    blob_max_bytes: Bytes = 20 << 20
+    """The largest image or file that a message refers to, and all of one message together."""
+    blobs_max_bytes: Bytes = 10 << 30
+    """All blobs of one tenant, sessions that were put away included; uploads past it are refused with 429."""
+    export_max_bytes: Bytes = 64 << 20
+    """The largest export of a run that is made or read, its session's files included."""
+    file_requests_waiting_max: Count = 32
+    """Requests for sessions' files of one process that wait for a sandbox to open; more are refused with 503."""
     queued_runs_max: Count = 1000
     """Runs of one tenant that wait for a worker; more are refused with 429."""
     stream_clients_max: Count = 2000
@@ -72,6 +84,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     stream_life_s: Seconds = 900.0
     """A stream ends after this time and the client comes back with Last-Event-ID."""
     idempotency_hours: Count = 24
+    disk_reserve_bytes: Bytes = 256 << 20
+    """New runs and uploads are refused while the data folder's disk has less room; what goes on may use it up."""
 
     steps_default: Count = 75
     active_s_default: Seconds = 3600.0
@@ -94,10 +108,18 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     sandbox_limits: SandboxLimits = SandboxLimits()
     sandbox_idle_s: Seconds = 900.0
     """A sandbox that no run used for this long is put away: its files are kept, its processes end."""
+    sandbox_suspend_s: Annotated[float, Meta(ge=0)] = 5.0
+    """The same for the sandbox of a run that is suspended; an answer that comes before finds its processes alive."""
+    host_name: str = ""
+    """The name of the machine that has `data_dir`, as sessions remember it; the system's if empty. Keep it."""
 
     model_time_outs: TimeOuts = TimeOuts()
     providers: dict[str, Provider] = {}
     prices: dict[str, Price] = {}
+    windows: dict[str, int] = {}
+    """What a model holds, by "provider:model", in tokens, where the price table does not say it."""
+    window_tokens_default: int = 128_000
+    """What a model holds of which nobody says it."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "text"] = "auto"
@@ -128,7 +150,8 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
 def _from_env(env: Mapping[str, str]) -> dict[str, Any]:
     """The variables SOJOURN_<SETTING>. Kubernetes sets SOJOURN_PORT=tcp://... for a service of our name: not ours."""
     env = {key: value for key, value in env.items() if not value.startswith("tcp://")}
-    simple = {field.name for field in msgspec.structs.fields(Settings)} - {"endpoints", "providers", "prices"}
+    tables = {"endpoints", "providers", "prices", "windows"}
+    simple = {field.name for field in msgspec.structs.fields(Settings)} - tables
     found = {name: env[f"SOJOURN_{name.upper()}"] for name in sorted(simple) if f"SOJOURN_{name.upper()}" in env}
     for group in ("sandbox_limits", "model_time_outs"):
         prefix = f"SOJOURN_{group.upper()}_"
@@ -173,6 +196,7 @@ def _endpoints(settings: Settings, env: Mapping[str, str]) -> tuple[Endpoint, ..
             key_required=provider.key_required,
             headers=provider.headers,
             tool_mode=provider.tool_mode,
+            cache_key=provider.cache_key or provider.base_url.startswith("https://api.openai.com"),
             time_outs=settings.model_time_outs,
         )
         for name, provider in {**known, **settings.providers}.items()

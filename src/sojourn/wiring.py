@@ -8,6 +8,7 @@ stops the start with its reason.
 """
 
 import asyncio
+import errno
 import logging
 import os
 import secrets
@@ -25,6 +26,7 @@ from aiohttp import web
 from sojourn import logs
 from sojourn.api.app import build
 from sojourn.api.parts import Api
+from sojourn.errors import Forbidden, Invalid, NotFound, StoreUnavailable
 from sojourn.models.endpoints import Endpoints
 from sojourn.models.prices import Price, Prices
 from sojourn.sandboxes.bwrap import BwrapProvider
@@ -35,6 +37,7 @@ from sojourn.store.commits import Committer
 from sojourn.store.db import Database, connect
 from sojourn.store.deltas import DeltaWriter
 from sojourn.store.doorbell import Doorbell
+from sojourn.store.embedded.home import home_in
 from sojourn.store.migrate import migrate
 from sojourn.store.roles import Dsns
 from sojourn.store.tenant import keys
@@ -45,8 +48,9 @@ from sojourn.worker.worker import Worker
 
 log = logging.getLogger("sojourn.wiring")
 
-CHANNELS = ("sojourn_run", "sojourn_delta", "sojourn_work", "sojourn_inbox")
+CHANNELS = ("sojourn_run", "sojourn_delta", "sojourn_work", "sojourn_inbox", "sojourn_wanted")
 BASE32 = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+DATABASE_RETRY_S = 1.0
 SHUTDOWN_S = 5.0
 """How long open requests may take to end once the API stops."""
 
@@ -65,8 +69,8 @@ class World:
 
 async def serve(settings: Settings, *, worker: bool = True, ready: Callable[[str], None] | None = None) -> None:
     """Serve the API until SIGTERM or SIGINT; `ready` is called with its URL. Raises SojournError."""
-    stop = _stop_on_signal()
     async with _world(settings) as world:
+        stop = _stop_on_signal()
         await _local_key(world)
         async with _listening(world) as url:
             if ready:
@@ -76,9 +80,26 @@ async def serve(settings: Settings, *, worker: bool = True, ready: Callable[[str
 
 async def work(settings: Settings) -> None:
     """Drive runs until SIGTERM or SIGINT, then finish or hand back what is held. Raises SojournError."""
-    stop = _stop_on_signal()
     async with _world(settings) as world:
-        await _work(world, stop)
+        await _work(world, _stop_on_signal())
+
+
+async def recover_key(settings: Settings) -> str:
+    """Make the first key of an installation anew, and end the older ones. Raises SojournError."""
+    try:
+        if not settings.database_url and not home_in(settings.data_path).data.exists():
+            raise NotFound(f"There is no installation in {settings.data_path}. Name its folder with SOJOURN_DATA_DIR.")
+    except PermissionError:
+        raise Forbidden(f"{settings.data_path} cannot be read. Run this as the user that runs the server.") from None
+    async with open_database(settings) as database:
+        return await keys.recover(database)
+
+
+def keep_local_key(settings: Settings, token: str) -> Path:
+    """Leave a key where the command line looks."""
+    path = settings.data_path / "local.key"
+    _write_private(path, token)
+    return path
 
 
 # ---- the two plain functions that everybody is handed ----------------------------------------
@@ -100,7 +121,7 @@ def new_id(prefix: str) -> str:
 @asynccontextmanager
 async def _world(settings: Settings) -> AsyncIterator[World]:
     logs.set_up(settings.log_level, settings.log_format)
-    settings.data_path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make_data_folder(settings.data_path)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(settings))
         for name in await migrate(database):
@@ -120,6 +141,17 @@ async def _world(settings: Settings) -> AsyncIterator[World]:
         )
 
 
+def _make_data_folder(path: Path) -> None:
+    """Make the folder that only its owner can look into. Raises Invalid."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Invalid(
+            f"The data folder {path} cannot be made ({error.strerror}). Set SOJOURN_DATA_DIR to a folder of yours.",
+            code="settings.invalid",
+        ) from None
+
+
 @asynccontextmanager
 async def open_database(settings: Settings) -> AsyncIterator[Database]:
     """The operator's PostgreSQL, or the embedded one of the data folder."""
@@ -130,7 +162,22 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
             )
         else:
             server = await stack.enter_async_context(await embedded.start(settings.data_path))
-        yield await stack.enter_async_context(await connect(server))
+        yield await stack.enter_async_context(await _connected(server, settings.database_wait_s))
+
+
+async def _connected(server: Dsns | embedded.Cluster, wait_s: float) -> Database:
+    """Connect, and try again for so long where nothing answers. Raises StoreUnavailable."""
+    until, told = time.monotonic() + wait_s, False
+    while True:
+        try:
+            return await connect(server)
+        except StoreUnavailable as error:
+            if error.code != StoreUnavailable.code or time.monotonic() >= until:
+                raise
+            if not told:
+                log.warning("store.awaited", extra={"detail": str(error), "for_s": wait_s})
+            told = True
+        await asyncio.sleep(DATABASE_RETRY_S)
 
 
 def open_sandboxes(settings: Settings) -> Provider:
@@ -151,7 +198,7 @@ async def _listening(world: World) -> AsyncIterator[str]:
             models=world.models,
             price=_prices(settings).cost_micros,
             sandboxes=world.sandboxes,
-            host=socket.gethostname(),
+            host=_host(settings),
             now=now,
             new_id=new_id,
         )
@@ -159,24 +206,38 @@ async def _listening(world: World) -> AsyncIterator[str]:
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=SHUTDOWN_S, lingering_time=1.0)
     await runner.setup()
     try:
-        await web.TCPSite(runner, settings.host, settings.port).start()
+        await _listen(runner, settings)
         host, port = runner.addresses[0][:2]
         yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     finally:
         await runner.cleanup()
 
 
+async def _listen(runner: web.AppRunner, settings: Settings) -> None:
+    """Take the address. Raises OSError where it is taken already, and Invalid where it cannot be ours."""
+    try:
+        await web.TCPSite(runner, settings.host, settings.port).start()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise
+        raise Invalid(
+            f"The server cannot listen on {settings.host}:{settings.port} ({error.strerror}). SOJOURN_HOST and "
+            "SOJOURN_PORT name an address of this machine.",
+            code="settings.invalid",
+        ) from None
+
+
 async def _work(world: World, stop: asyncio.Event) -> None:
     """Run a worker of this process until it is told to stop and has drained."""
     settings, ring = world.settings, world.doorbell.ring
-    worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+    worker_id = f"{_host(settings)}:{os.getpid()}:{secrets.token_hex(4)}"
     async with AsyncExitStack() as stack:
         committer = await stack.enter_async_context(Committer(world.database, worker_id, ring))
         deltas = DeltaWriter(world.database, ring, flush_s=settings.delta_flush_ms / 1000)
         stack.push_async_callback(deltas.close)
         parts = Parts(
             worker_id=worker_id,
-            host=socket.gethostname(),
+            host=_host(settings),
             settings=settings,
             database=world.database,
             doorbell=world.doorbell,
@@ -186,10 +247,14 @@ async def _work(world: World, stop: asyncio.Event) -> None:
             tools=world.tools,
             sandboxes=world.sandboxes,
             sandbox_spec=Spec(limits=settings.sandbox_limits),
-            price=_prices(settings).cost_micros,
+            prices=_prices(settings),
             now=now,
         )
         await Worker(parts).run(stop)
+
+
+def _host(settings: Settings) -> str:
+    return settings.host_name or socket.gethostname()
 
 
 def _prices(settings: Settings) -> Prices:
@@ -197,16 +262,14 @@ def _prices(settings: Settings) -> Prices:
         name: Price.usd(price.input, price.output, cache_read=price.cache_read, cache_write=price.cache_write)
         for name, price in settings.prices.items()
     }
-    return Prices(settings.endpoints, own=own)
+    return Prices(settings.endpoints, own=own, windows=settings.windows, window_default=settings.window_tokens_default)
 
 
 async def _local_key(world: World) -> None:
     """Make the first key of a new installation and leave it where the command line looks."""
     token = await keys.bootstrap(world.database)
     if token is not None:
-        path = world.settings.data_path / "local.key"
-        _write_private(path, token)
-        log.info("keys.local_key_written", extra={"path": str(path)})
+        log.info("keys.local_key_written", extra={"path": str(keep_local_key(world.settings, token))})
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -83,6 +83,9 @@ class Play:
             resumed = now == "running" and self.phase is not None
             self.happened(ev.Turned(at=at(), phase=now, resumed=resumed, waits=waits, error=self.state.root.error))
             self.phase = now
+        told = {wait.id for wait in pending(self.committed)}
+        if asked := tuple(wait for wait in pending(self.state) if wait.id not in told):
+            self.happened(ev.Asked(at=at(), waits=asked))
         await self.player.committer.commit(
             Commit(
                 tenant=self.claimed.tenant,

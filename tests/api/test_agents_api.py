@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from played_worker import Player
 from served_api import Served
 
@@ -125,9 +126,49 @@ async def test_agents_are_listed_by_name(api: Served) -> None:
 
 async def test_the_server_says_what_it_offers(api: Served) -> None:
     tools = (await api.get("/v1/tools")).json["data"]
-    assert [(tool["name"], tool["effect"]) for tool in tools] == [("read_file", "read"), ("shell", "at_least_once")]
+    assert [(tool["name"], tool["effect"]) for tool in tools] == [
+        ("read_file", "read"),
+        ("shell", "at_least_once"),
+        ("wait_for_event", "read"),
+    ]
     models = (await api.get("/v1/models")).json["data"]
     assert [(one["name"], one["ready"], one["key_env"]) for one in models] == [
         ("openai", False, "OPENAI_API_KEY"),
         ("sim", True, ""),
     ]
+
+
+@pytest.mark.parametrize(
+    ("policy", "pointer"),
+    [
+        ({"rules": [{"tool": "*", "verdict": "ask", "when": [{"argument": "a"}]}]}, "/policy/rules/0/when/0"),
+        ({"ask": {"on_expire": "resume", "expires_s": 9}}, "/policy/ask/on_expire"),
+        ({"ask": {"on_expire": "escalate", "expires_s": 9}}, "/policy/ask/escalate_to"),
+        ({"ask": {"escalate_to": ["boss"]}}, "/policy/ask/escalate_to"),
+        (
+            {"rules": [{"tool": "a", "verdict": "ask", "ask": {"on_expire": "escalate", "escalate_to": ["b"]}}]},
+            "/policy/rules/0/ask/expires_s",
+        ),
+        ({"ask": {"need": 0}}, "/policy/ask/need"),
+        ({"rules": [{"tool": "a", "verdict": "ask", "when": [{"argument": "", "like": "a"}]}]}, None),
+        ({"rules": [{"tool": "a", "verdict": "maybe"}]}, None),
+    ],
+)
+async def test_a_policy_that_could_not_be_kept_is_refused(api: Served, policy: dict[str, Any], pointer: str) -> None:
+    reply = await api.post("/v1/agents", {"name": "careful", "model": "sim:one", "policy": policy})
+    assert reply.status == 422
+    assert pointer is None or reply.pointer == pointer
+
+
+async def test_when_it_stops_is_part_of_a_version_and_may_be_said_of_a_run(api: Served, player: Player) -> None:
+    rules = {"every_turns": 3, "after_active_s": 60}
+    made = await api.post("/v1/agents", {"name": "steady", "model": "sim:one", "tools": ["shell"], "suspend": rules})
+    assert made.status == 201, made.body
+    assert (await api.get("/v1/agents/steady")).json["live"]["suspend"] == rules
+    run_id = await api.start({"agent": "steady", "model": None, "tools": [], "suspend": {"every_turns": 1}})
+    play = await player.take(run_id)
+    await play.work()
+    assert play.state.root.wait is not None and play.state.root.wait.kind == "turns"
+    assert (
+        await api.post("/v1/agents", {"name": "x", "model": "sim:one", "suspend": {"every_turns": 0}})
+    ).status == 422

@@ -61,9 +61,12 @@ async def things(api: Served, player: Player) -> dict[str, str]:
     await play.commit(release="suspended")
     wait = (await api.get(f"/v1/runs/{made['run_id']}")).json["waits"][0]
     key = (await api.post("/v1/keys", {"name": "second"})).json["id"]
+    seal = (await api.post("/v1/seals/rotate")).json["data"][0]["issuer"]
+    blob = (await api.call("POST", "/v1/blobs", data=b"notes")).json["digest"]
     return {
         "run_id": made["run_id"], "session_id": made["session_id"], "name": "analyst", "version": "1",
-        "approval_id": wait["approval"], "key_id": key, "path": "a.csv",
+        "approval_id": wait["approval"], "key_id": key, "path": "a.csv", "digest": blob,
+        "issuer": seal,
     }  # fmt: skip
 
 
@@ -73,6 +76,8 @@ BODIES: dict[str, Any] = {
     "/v1/agents/{name}/live": {"version": 1},
     "/v1/agents/{name}/run": {"input": "go", "wait": 0},
     "/v1/approvals/{approval_id}": {"decision": "approve"},
+    "/v1/runs/{run_id}/signals": {"name": "paid"},
+    "/v1/runs/{run_id}/tool_results": {"call": "/0.0", "output": "done"},
 }
 
 

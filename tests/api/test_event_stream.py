@@ -129,6 +129,23 @@ async def test_a_late_reader_is_shown_what_is_being_made(api: Served, player: Pl
         assert (await early.rest())[-1].event == "run.completed"
 
 
+async def test_a_late_reader_is_told_that_what_a_tool_printed_begins_anew(api: Served, player: Player) -> None:
+    run_id = await api.start()
+    play = await player.take(run_id)
+    play.asked()
+    await play.commit()
+    play.replied("", play.call())
+    play.intended("/0.0")
+    await play.commit()
+    async with follow(api, run_id) as early:
+        play.delta("one\n", type="tool_output", call="/0.0")
+        await early.until("delta.tool_output")
+        async with follow(api, run_id) as late:
+            reset = await late.until("delta.reset")
+            assert reset.data == {"frame": "/", "step": 0, "attempt": 1, "call": "/0.0"}
+            assert (await late.until("delta.tool_output")).data["text"] == "one\n"
+
+
 async def test_readers_of_another_process_see_the_same(api: Served, player: Player, database: Database) -> None:
     """The doorbell carries over; `api` rings, the other application hears it through the database."""
     async with serve(database, tenants=("third", "fourth")) as elsewhere:
@@ -161,7 +178,7 @@ async def test_many_readers_of_one_run_cost_one_reader(api: Served, player: Play
 async def test_a_reader_that_cannot_keep_up_reads_the_past_again(
     api: Served, player: Player, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "UNSENT_BYTES_MAX", 0)  # whatever is underway is too much
+    monkeypatch.setattr(hub, "UNSENT_BYTES_MAX", 0)  # whatever is underway is too much
     run_id = await api.start()
     async with follow(api, run_id) as reading:
         await reading.until("user.message")

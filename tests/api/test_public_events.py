@@ -9,7 +9,7 @@ from sojourn.api.events.public import project
 from sojourn.api.events.sse import CATCH_UP_BYTES_MAX, Tape
 from sojourn.loop import events as ev
 from sojourn.loop.agent import Agent, Tool
-from sojourn.loop.continuation import Failure
+from sojourn.loop.continuation import Failure, Wait
 from sojourn.loop.messages import Message, Reasoning, Text, ToolCall
 from sojourn.loop.policy import Policy, Rule
 from sojourn.store.rows import DeltaRow
@@ -60,11 +60,22 @@ def test_a_sub_agent_begins_with_its_call_and_ends_with_its_answer() -> None:
     assert (inside["call"], "evaluated_permission" in inside) == ("/2.0/2.0", False)
 
 
-def test_a_suspended_run_asks_each_of_its_questions() -> None:
-    found = seen(ev.Turned(at=AT, phase="suspended", waits=("/2.0?0", "/2.1?0")))
-    assert [one["type"] for one in found] == ["approval.requested", "approval.requested", "run.suspended"]
-    assert found[0]["approval"] == "run_1.LzIuMD8w"
-    assert found[2]["waits"] == ("/2.0?0", "/2.1?0")
+def test_a_question_is_shown_when_it_is_asked_and_the_run_suspends_when_nothing_else_is_due() -> None:
+    asked = Wait(
+        id="/2.0?0",
+        kind="approval",
+        frame="/",
+        call="/2.0",
+        title="May it?",
+        display="{}",
+        allowed=("approve",),
+        created_at=AT,
+    )
+    (found,) = seen(ev.Asked(at=AT, waits=(asked,)))
+    assert (found["type"], found["approval"], found["kind"]) == ("approval.requested", "run_1.LzIuMD8w", "approval")
+    assert (found["title"], found["display"], found["call"]) == ("May it?", "{}", "/2.0")
+    (found,) = seen(ev.Turned(at=AT, phase="suspended", waits=("/2.0?0",)))
+    assert (found["type"], found["waits"]) == ("run.suspended", ("/2.0?0",))
 
 
 def test_every_turn_of_a_run_has_its_event() -> None:
@@ -123,7 +134,8 @@ def test_deltas_of_a_call_are_shown_while_it_runs() -> None:
     batch = deltas("out", call="/0.0")
     assert tape.knows(batch)
     assert names(tape.take([batch], [])) == ["delta.message"]
-    assert names(tape.catch_up()) == ["delta.message"]
+    assert names(tape.catch_up()) == ["delta.reset", "delta.message"]
+    assert b'{"frame":"/","step":0,"attempt":1,"call":"/0.0"}' in tape.catch_up()
     tape.take([], [(2, ev.CallLost(at=AT, call="/0.0", attempt=1))])
     assert not tape.knows(batch)
     assert tape.catch_up() == b""

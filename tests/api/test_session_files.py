@@ -1,14 +1,18 @@
 """Sessions and the files in them, on real sandboxes."""
 
+import asyncio
 import io
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from served_api import GOAL, Served, serve
+from served_api import GOAL, Reply, Served, serve
 
+from sojourn.api.http.gate import Gate
+from sojourn.errors import Unavailable
 from sojourn.sandboxes.bwrap import BwrapProvider
-from sojourn.store.db import Database
+from sojourn.store.db import Database, connect
+from sojourn.store.roles import Dsns
 from sojourn.store.tenant import blobs, keys, sessions
 
 
@@ -106,6 +110,42 @@ async def test_files_that_were_put_away_come_back(api: Served, sandboxes: BwrapP
     assert (await api.get(f"{files}/kept")).body == b"as it was"
     async with database.scoped(principal.handle) as connection:
         assert (await sessions.get(connection, session_id)).host == api.parts.host
+
+
+async def test_requests_that_wait_for_a_sandbox_leave_the_rest_of_the_api_alone(
+    database: Database, dsns: Dsns, sandboxes: BwrapProvider
+) -> None:
+    async with serve(database, sandboxes=sandboxes, file_requests_waiting_max=20) as api, await connect(dsns) as other:
+        files = await new(api)
+        principal = await keys.authenticate(database, api.key)
+        async with other.scoped(principal.handle) as holder:
+            await sessions.lock(holder, files.split("/")[3])  # as a worker does that puts a large workspace away
+            stuck = [asyncio.create_task(api.call("PUT", f"{files}/{n}", data=b"1")) for n in range(40)]
+            turned_away = [(await task) for task in await first(stuck, 17)]
+            for reply in turned_away:
+                assert (reply.status, reply.code, reply.headers["Retry-After"]) == (503, "sandbox.busy", "2")
+            async with asyncio.timeout(5):
+                assert (await api.get("/v1/runs")).status == 200
+                assert (await api.get("/readyz")).status == 200
+        written = [(await task).status for task in stuck]
+        assert written.count(201) == 23, "those that were in, and those that waited"
+
+
+async def first(tasks: list[asyncio.Task[Reply]], count: int) -> list[asyncio.Task[Reply]]:
+    """The tasks that are done, once there are so many."""
+    async with asyncio.timeout(20):
+        while len(done := [task for task in tasks if task.done()]) < count:
+            await asyncio.wait([task for task in tasks if not task.done()], return_when=asyncio.FIRST_COMPLETED)
+    return done
+
+
+async def test_a_request_does_not_wait_for_ever_for_a_sandbox() -> None:
+    gate = Gate("a sandbox to open", at_once=1, waiting_max=1, wait_s=0.05)
+    async with gate.entered():
+        with pytest.raises(Unavailable, match=r"within 0\.05 s"):
+            await gate._enter()
+    async with gate.entered():
+        pass
 
 
 async def test_files_on_another_host_are_asked_for_there(api: Served, database: Database) -> None:

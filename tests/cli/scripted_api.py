@@ -57,6 +57,11 @@ class Run:
             self.status = type_.removeprefix("run.")
         self._wake()
 
+    def ask(self, **wait: Any) -> None:
+        """Let it ask something, and wait for the answer."""
+        self.waits.append({"path": "/", "call": None, "created_at": AT, **wait})
+        self.event("approval.requested", **{"frame": "/", "call": None, "display": "", **wait, "wait": wait["id"]})
+
     def delta(self, kind: str, /, **data: Any) -> None:
         """Let a piece of a stream pass by, for those who listen now."""
         place = {"frame": "/", "step": 1, "attempt": 1}
@@ -82,6 +87,11 @@ class Run:
             "cost": {"usd": "0.001234"}, "created_at": AT, "started_at": AT,
             "finished_at": "2026-03-01T12:00:41Z" if self.status in FINAL else None,
         }  # fmt: skip
+
+
+def page(*objects: object) -> dict[str, object]:
+    """A list of the API."""
+    return {"data": list(objects), "has_more": False, "next": None}
 
 
 class ScriptedApi:

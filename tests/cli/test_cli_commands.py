@@ -5,10 +5,13 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from console_script import Console
-from scripted_api import AT, Problem, ScriptedApi, Seen
+from scripted_api import AT, Problem, ScriptedApi, Seen, page
+
+from sojourn.store.rows import Status
 
 KEY = {
     "id": "key_1", "name": "ci", "prefix": "sk_ab", "user_id": "local", "scopes": ["runs:read"], "created_at": AT,
@@ -20,10 +23,6 @@ VERSION = {
     "system": "", "tools": [{"name": "shell"}], "limits": {"steps": 75}, "created_at": AT, "created_by": "local",
 }  # fmt: skip
 MODEL = ("--model", "openai:x")
-
-
-def page(*objects: object) -> dict[str, object]:
-    return {"data": list(objects), "has_more": False, "next": None}
 
 
 # ---- errors ----------------------------------------------------------------------------------
@@ -217,6 +216,14 @@ async def test_an_id_cannot_leave_its_place_in_the_path(api: ScriptedApi, sojour
     assert [seen.path for seen in api.seen] in ([f"/v1/runs/{name}"], [])
 
 
+async def test_runs_of_every_status_can_be_asked_for(api: ScriptedApi, sojourn: Console):
+    run = api.run(status="quarantined")
+    api.answers["GET /v1/runs"] = lambda seen: page(*[run.document] * (seen.query["status"] == run.status))
+    for status in get_args(Status):
+        assert (await sojourn("runs", "--status", status)).out.count("run_1") == (status == run.status)
+    assert "with workers that can: sojourn release run_1" in (await sojourn("get", "run_1")).out
+
+
 async def test_trace_is_a_tree_with_times_tokens_and_cost(api: ScriptedApi, sojourn: Console):
     usage = {"input_tokens": 10, "cache_read_tokens": 0, "cache_write_tokens": 0, "output_tokens": 5}
     times = {"started_at": AT, "ended_at": "2026-03-01T12:00:02Z", "status": "ok"}
@@ -228,6 +235,9 @@ async def test_trace_is_a_tree_with_times_tokens_and_cost(api: ScriptedApi, sojo
         {"id": "m1", "parent": "/#0", "kind": "model", "name": "openai:x", "attempt": 1, **failed},
         {"id": "m2", "parent": "/#0", "kind": "model", "name": "openai:x", "attempt": 2, "provider": "openai",
          "first_token_ms": 120, "usage": usage, "cost": {"usd": "0.000100"}, **later},
+        {"id": "m2/summary", "parent": "m2", "kind": "summary", "name": "openai:x", "usage": usage, **later},
+        {"id": "w1", "parent": "/#0", "kind": "wait", "name": "May it?", "decision": "approve", "by": "ann", **later},
+        {"id": "w2", "parent": "/#0", "kind": "wait", "name": "Waits for the event x.", **later},
         {"id": "t1", "parent": "/#0", "kind": "tool", "name": "shell", "attempt": 1, **later},
     ]  # fmt: skip
     totals = {"steps": 1, "model_attempts": 2, "tool_attempts": 1, "usage": usage, "cost": {"usd": None}}
@@ -239,6 +249,9 @@ async def test_trace_is_a_tree_with_times_tokens_and_cost(api: ScriptedApi, sojo
         "    model openai:x  +0 ms · 2.0 s · failed  529 (model.overloaded)",
         "    model openai:x  attempt 2 · +1.0 s · 1.0 s · first token 120 ms · openai"
         " · 10 tokens in, 5 out · $0.000100 · ok",
+        "      summary openai:x  +1.0 s · 1.0 s · 10 tokens in, 5 out · ok",
+        "    wait May it?  +1.0 s · open 1.0 s · approve by ann",
+        "    wait Waits for the event x.  +1.0 s · open 1.0 s · ok",
         "    tool shell  +1.0 s · 1.0 s · ok",
         "total · 10 tokens in, 5 out · cost unknown",
     ]
@@ -270,6 +283,13 @@ async def test_apply_creates_then_adds_a_version_then_has_nothing_to_do(
     api.seen.clear()
     assert (await sojourn("agents", "apply", str(file))).out == "reviewer is version 2 already\n"
     assert not api.asked("PUT /v1/agents/reviewer/live")
+
+
+async def test_times_of_an_agents_file_are_sent_as_text(api: ScriptedApi, sojourn: Console, tmp_path: Path):
+    (tmp_path / "a.toml").write_text('name = "a"\n[suspend]\nat = 2027-01-01T08:00:00Z\nday = 2027-01-01\n')
+    api.answers["POST /v1/agents"] = {**VERSION, "version": 1}
+    assert (await sojourn("agents", "apply", str(tmp_path / "a.toml"))).code == 0
+    assert api.seen[-1].json["suspend"] == {"at": "2027-01-01T08:00:00+00:00", "day": "2027-01-01"}
 
 
 @pytest.mark.parametrize("text", ["", "name = 3", "not toml", 'name = "a"\nsystem_file = "nowhere"'])
@@ -304,16 +324,6 @@ async def test_a_new_key_is_alone_on_standard_output(api: ScriptedApi, sojourn: 
     assert row.split()[:5] == ["key_1", "ci", "local", "until", "2027-03-01"]
     api.answers["DELETE /v1/keys/key_1"] = b""
     assert (await sojourn("keys", "revoke", "key_1")).out == "key_1 is revoked\n"
-
-
-async def test_approvals_are_listed_and_decided(api: ScriptedApi, sojourn: Console):
-    api.answers["GET /v1/approvals"] = page({"id": "run_1.dw", "kind": "approval", "title": "shell", "created_at": AT})
-    api.answers["POST /v1/approvals/run_1.dw"] = {"accepted": True}
-    assert (await sojourn("approvals")).out.splitlines()[1].startswith("run_1.dw  approval  ")
-    assert (await sojourn("approve", "run_1.dw")).code == 0
-    assert api.seen[-1].json == {"decision": "approve"}
-    assert (await sojourn("reject", "run_1.dw", "--reason", "no")).code == 0
-    assert api.seen[-1].json == {"decision": "reject", "reason": "no"}
 
 
 # ---- sessions --------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from console_script import Console, until
+from screens import without_style
 from scripted_api import ScriptedApi
 
 MODEL = ("--model", "openai:gpt-x")
@@ -74,11 +75,13 @@ async def test_the_exit_code_tells_the_status(api: ScriptedApi, sojourn: Console
 
 
 async def test_a_run_that_waits_for_somebody_ends_the_command_with_7(api: ScriptedApi, sojourn: Console):
-    run = api.run(status="suspended", waits=[{"id": "w", "kind": "approval", "title": "shell", "approval": "run_1.dw"}])
+    run = api.run(status="suspended")
     run.event("run.suspended", waits=["w"])
+    run.ask(id="w", kind="approval", title="May it?", approval="run_1.dw", allowed=["approve", "reject", "edit"])
     result = await sojourn("run", "the goal", *MODEL)
     assert result.code == 7
-    assert "? shell: sojourn approve run_1.dw, or reject" in result.err
+    assert "? May it?\n  sojourn approve run_1.dw   (or reject, edit)\nsuspended · " in result.err
+    assert "Follow it: sojourn logs -f run_1" in result.err
 
 
 async def test_a_suspension_that_is_over_already_does_not_end_the_command(api: ScriptedApi, sojourn: Console):
@@ -343,10 +346,3 @@ async def test_a_reader_that_goes_away_is_no_error(api: ScriptedApi, sojourn: Co
     result = await console("logs", run.id, SOJOURN_API_KEY="sk_test")
     assert result.out.startswith("0 x")
     assert result.err == ""
-
-
-def without_style(text: str) -> str:
-    """Take the colours out, and nothing else."""
-    for code in ("0", "1", "2", "31", "32", "33", "36"):
-        text = text.replace(f"\x1b[{code}m", "")
-    return text

@@ -115,7 +115,7 @@ async def test_the_module_is_the_same_as_the_script(sojourn: Console):
         (("run", " ", "--agent", "a"), "The goal is empty."),
         (("run", "goal", "--agent", "a", "--file", "nowhere.csv"), "nowhere.csv is not a file that can be read."),
         (("run", "goal", "--model", "a:b", "--system", "@nowhere.md"), "nowhere.md cannot be read"),
-        (("agents", "apply", "nowhere.toml"), "nowhere.toml cannot be used"),
+        (("agents", "apply", "nowhere.toml"), "nowhere.toml cannot be read"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )

@@ -1,5 +1,6 @@
 """The whole: `sojourn serve` and a simulated model as processes, and the command line as a person uses it."""
 
+import asyncio
 import re
 import signal
 from collections.abc import AsyncIterator
@@ -9,7 +10,7 @@ from shutil import rmtree
 from tempfile import mkdtemp
 
 import pytest
-from console_script import Console, Running, until
+from console_script import TIMEOUT_S, Console, Running, until
 
 from sojourn.store import embedded
 
@@ -22,6 +23,33 @@ calls = [{ tool = "shell", arguments = { command = "wc -l < rain.csv; echo yes >
 [[rules]]
 when = { model = "counter", tool = "shell" }
 text = "It says {{last_tool_result}}"
+
+[[rules]]
+when = { model = "boss", step = 0 }
+calls = [{ tool = "clerk", arguments = { input = "Do it." } }]
+
+[[rules]]
+when = { model = "boss" }
+text = "Well done."
+
+[[rules]]
+when = { model = "clerk", step = 0 }
+calls = [
+    { tool = "shell", arguments = { command = "echo gone" } },
+    { tool = "ask_user", arguments = { question = "Which colour?" } },
+]
+
+[[rules]]
+when = { model = "clerk", step = 1 }
+calls = [{ tool = "wait_for_event", arguments = { name = "paint.dry" } }]
+
+[[rules]]
+when = { model = "clerk", step = 2 }
+calls = [{ tool = "sleep", arguments = { seconds = 0.2 } }]
+
+[[rules]]
+when = { model = "clerk" }
+text = "Painted."
 """
 COUNTER = ("--model", "openai:counter", "--tool", "shell")
 SLOW = ("--model", "openai:sim-tokens-4000-rate-20")
@@ -146,14 +174,60 @@ async def test_a_run_that_asks_ends_the_command_with_7_and_goes_on_once_approved
     assert (await sojourn("agents", "apply", str(file))).code == 0
     asked = await sojourn("run", "How many lines?", "--agent", "careful")
     assert asked.code == 7
-    approval, run_id = found(r"sojourn approve (\S+),", asked.err), found(r"(run_\w+)", asked.err)
+    approval, run_id = found(r"sojourn approve (\S+)", asked.err), found(r"(run_\w+)", asked.err)
     assert approval in (await sojourn("approvals")).out
     assert approval in (await sojourn("get", run_id)).out
     assert (await sojourn("approve", approval, "--reason", "fine")).code == 0
     followed = await sojourn("logs", "-f", run_id)
     assert followed.code == 0
-    assert "decided: approve fine" in followed.out
+    assert "local decided: approve · fine\n" in followed.out
     assert (await sojourn("approve", approval)).code == 1
+
+
+async def test_a_sub_agents_questions_are_answered_where_the_run_is_watched_and_the_trace_tells_who_did(
+    sojourn: Console, tmp_path: Path
+):
+    clerk, boss = tmp_path / "clerk.toml", tmp_path / "boss.toml"
+    tools = '["shell", "ask_user", "wait_for_event", "sleep"]'
+    rule = '[[policy.rules]]\ntool = "shell"\nverdict = "ask"\n'
+    clerk.write_text(f'name = "clerk"\nmodel = "openai:clerk"\ntools = {tools}\n{rule}')
+    boss.write_text('name = "boss"\nmodel = "openai:boss"\ntools = [{ name = "clerk", agent = "clerk" }]\n')
+    assert [(await sojourn("agents", "apply", str(file))).code for file in (clerk, boss)] == [0, 0]
+
+    async with sojourn.in_terminal("run", "Paint it.", "--agent", "boss", columns=200) as terminal:
+        await terminal.shows("May clerk run shell? y, n WHY or skip: ")
+        terminal.press("y\n")
+        await terminal.shows("clerk asks a question. Answer it")
+        terminal.press("blue\n")
+        assert await terminal.end() == 7
+    run_id = found(r"sojourn signal (run_\w+) paint.dry DATA", terminal.text)
+    assert (await sojourn("hold", run_id, "--reason", "lunch")).code == 0
+    assert (await sojourn("signal", run_id, "paint.dry", "at last")).code == 0
+    await until_held(sojourn, run_id)
+    assert (await sojourn("resume", run_id)).code == 0
+    followed = await sojourn("logs", "-f", run_id)
+    assert followed.code == 0
+    for line in ("local put the run on hold · lunch", "signal paint.dry at last", "local ended the hold", "Well done."):
+        assert f"\n{line}\n" in followed.out
+
+    trace = (await sojourn("trace", run_id)).out
+    for line in (
+        r"^ {8}wait May clerk run shell\?  \S+ \S+ · open .* · approve by local$",
+        r"^ +wait clerk asks a question\.  .* · open .* · answer by local$",
+        r"^ +wait Waits for the event paint\.dry\.  .* · open .* · ok$",
+        r"^ +wait Waits until .* · open .* · ok$",
+        r"^  wait local put the run on hold\. lunch  .* · open .* · approve by local$",
+    ):
+        assert re.search(line, trace, re.MULTILINE), (line, trace)
+    assert "cancelled" not in trace
+    assert "so far" not in trace
+
+
+async def until_held(sojourn: Console, run_id: str) -> None:
+    """Wait until the run stands still for its hold alone."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while [one["kind"] for one in (await sojourn("get", run_id, "--json")).json["waits"]] != ["hold"]:
+            pass
 
 
 async def test_a_new_key_works_until_it_is_revoked(sojourn: Console):

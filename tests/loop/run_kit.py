@@ -3,20 +3,30 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
+from msgspec.structs import replace
+
 from sojourn.loop import events as ev
-from sojourn.loop.agent import Agent, Tool, digest, ref
+from sojourn.loop.agent import Agent, Suspend, Tool, digest, ref
 from sojourn.loop.budget import Limits
 from sojourn.loop.continuation import (
     Continuation,
     Failure,
     Frame,
     Principal,
+    Wait,
+    attach,
+    detach,
     frames,
+    fresh,
+    path,
+    pending,
 )
 from sojourn.loop.effects import CallModel
-from sojourn.loop.machine import apply, begin, due, phase
+from sojourn.loop.machine import apply, begin, due, in_flight, phase, wake_at
 from sojourn.loop.messages import Message, Part, ToolCall, observed, said
 from sojourn.loop.policy import Policy, Rule
+from sojourn.loop.step.decisions import refusal
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 HELPER = Agent(name="helper", models=("sim:h",), tools=(Tool(name="look", effect="read"),))
@@ -37,8 +47,9 @@ AGENT = Agent(
 class Run:
     """A run in the hands of a test: it announces what is due and answers by name."""
 
-    def __init__(self, agent: Agent = AGENT, limits: Limits | None = None) -> None:
-        self.agents = {digest(one): one for one in (agent, HELPER)}
+    def __init__(self, agent: Agent = AGENT, limits: Limits | None = None, **more: Any) -> None:
+        """`more` may be `others`, the agents below, and `suspend`, the run's own rules."""
+        self.agents = {digest(one): one for one in (agent, HELPER, *more.get("others", ()))}
         self.second = 0
         self.journal: list[ev.Event] = []
         first = ev.Began(
@@ -49,6 +60,7 @@ class Run:
             principal=Principal("u"),
             agent=ref(agent),
             limits=limits or Limits(),
+            suspend=more.get("suspend") or Suspend(),
             message=said("in", "go"),
         )
         self.state: Continuation = begin(first)
@@ -101,8 +113,38 @@ class Run:
         message = observed(call, "p", text, error=failed)
         return self.tell(ev.Returned(at=self.at(), call=call, attempt=attempt, message=message, failed=failed))
 
-    def decide(self, wait: str, decision: Any, **more: Any) -> bool:
-        return self.tell(ev.Decided(at=self.at(), wait=wait, by="boss", decision=decision, **more))
+    def decide(self, wait: str, decision: Any, by: str = "boss", **more: Any) -> bool:
+        return self.tell(self.decided(wait, decision, by, **more))
+
+    def decided(self, wait: str, decision: Any, by: str = "boss", **more: Any) -> ev.Decided:
+        return ev.Decided(at=self.at(), wait=wait, by=by, decision=decision, **more)
+
+    def refused(self, wait: str, decision: Any, by: str = "boss", **more: Any) -> str | None:
+        """The code with which a decision is refused; what is refused must change nothing."""
+        event = self.decided(wait, decision, by, **more)
+        failure, before = refusal(self.agents, self.state, event), self.state
+        assert (failure is None) == self.tell(event)
+        assert failure is None or self.state is before
+        return failure.code if failure is not None else None
+
+    def tick(self, later_s: float = 0.0) -> bool:
+        """Let time pass, up to the next thing that is due by then or for so long."""
+        wake = wake_at(self.state)
+        at = max(self.state.updated_at, wake) if wake is not None and not later_s else self.state.updated_at
+        self.second = int((at - T0).total_seconds() + later_s)
+        return self.tell(ev.Ticked(at=at + timedelta(seconds=later_s)))
+
+    def pending(self, kind: str | None = None) -> list[Wait]:
+        return [wait for wait in pending(self.state) if kind in (None, wait.kind)]
+
+    def moved(self) -> None:
+        """Take the run up in another process: out of the row and the bodies that were written."""
+        row = msgspec.json.encode(replace(self.state, root=detach(self.root)))
+        bodies = {(frame, slot): message for frame, slot, message in fresh(None, self.state)}
+        loaded = msgspec.json.decode(row, type=Continuation)
+        self.state = replace(loaded, root=attach(loaded.root, bodies))
+        for lost in in_flight(self.state, self.state.updated_at):
+            assert self.tell(lost)
 
     @property
     def root(self) -> Frame:
@@ -111,6 +153,11 @@ class Run:
     @property
     def phase(self) -> str:
         return phase(self.agents, self.state)
+
+    def texts(self, frame: str = "/") -> list[str]:
+        """What was said and observed in a frame."""
+        messages = path(self.root, frame)[-1].messages
+        return [message.text or "".join(getattr(part, "text", "") for part in message.parts) for message in messages]
 
     def last(self) -> str:
         """The text of the last observation."""

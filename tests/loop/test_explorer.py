@@ -32,7 +32,7 @@ from sojourn.loop.effects import CallModel, Effect
 from sojourn.loop.machine import apply, begin, due, in_flight, phase, wake_at
 from sojourn.loop.messages import Message, Text, ToolCall, Usage, observed, said
 from sojourn.loop.policy import Policy, Rule
-from sojourn.loop.step import calls, ending, replies
+from sojourn.loop.step import budgets, calls, ending, replies
 
 CHILD = Agent(
     name="accounts",
@@ -278,9 +278,7 @@ def test_every_crash_and_every_order_ends_in_one_state() -> None:
 
 # ---- bugs that the explorer must catch -----------------------------------------------------
 
-RIGHT = {
-    "reply": replies.reply, "settle": ending.settle, "intend": calls.intend, "authorize": calls.authorize,
-}  # fmt: skip
+RIGHT = {"reply": replies.reply, "settle": ending.settle, "intend": calls.intend}
 
 
 def _runs_a_lost_call_again(call, frame, at):  # type: ignore[no-untyped-def]
@@ -317,8 +315,8 @@ def _forgets_the_intent(call, run_id, at):  # type: ignore[no-untyped-def]
     return replace(RIGHT["intend"](call, run_id, at), attempts=())
 
 
-def _drops_a_child(agents, call, frame, at):  # type: ignore[no-untyped-def]
-    return replace(RIGHT["authorize"](agents, call, frame, at), child=None)
+def _drops_a_child(agents, call, frame):  # type: ignore[no-untyped-def]
+    return calls.close(call, "failed", "nobody was there")
 
 
 def _asks_nobody(call, kind, *, frame, at, title):  # type: ignore[no-untyped-def]
@@ -332,12 +330,12 @@ def _gives_up_at_the_first_failure(agents, frame, event):  # type: ignore[no-unt
 SEEDED = {
     "a lost at_most_once call is run again": (calls, "lose", _runs_a_lost_call_again),
     "a lost call is taken for done": (calls, "lose", _takes_a_lost_call_for_done),
-    "observations enter in another order": (ending, "settle", _shuffles_observations),
+    "observations enter in another order": (budgets, "settle", _shuffles_observations),
     "a lost model attempt keeps its number": (replies, "again", _keeps_the_attempts_number),
     "a result is forgotten": (calls, "finish", _forgets_a_result),
     "a reply does not end its step": (replies, "reply", _answers_the_same_step_twice),
     "an intent leaves no attempt": (calls, "intend", _forgets_the_intent),
-    "a sub-agent is not begun": (calls, "authorize", _drops_a_child),
+    "a sub-agent is not begun": (calls, "_begin_child", _drops_a_child),
     "nobody is asked": (calls, "ask", _asks_nobody),
     "no failover": (replies, "retry", _gives_up_at_the_first_failure),
 }

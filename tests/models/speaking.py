@@ -18,6 +18,8 @@ SHELL = ToolDefinition(
 )
 REQUEST = Request(model="m-1", system="Be brief.", messages=(said("m1", "What is in the folder?"),), tools=(SHELL,))
 SECRET = "sk-secret-1"
+IMPOSSIBLE = (2**63, 2**70, 100_000_001, 1.5, "many", True, [1])
+"""What no reply can have used."""
 
 
 def event(data: Any, name: str = "") -> bytes:
@@ -92,11 +94,11 @@ def block(index: int, start: dict[str, Any], *deltas: dict[str, Any]) -> bytes:
     return begin + middle + typed("content_block_stop", index=index)
 
 
-def begun(**usage: int) -> bytes:
+def begun(**usage: Any) -> bytes:
     return typed("message_start", message={"id": "msg_1", "model": "m-1", "usage": usage, "content": []})
 
 
-def ended(reason: str = "end_turn", **usage: int) -> bytes:
+def ended(reason: str = "end_turn", **usage: Any) -> bytes:
     delta = typed("message_delta", delta={"stop_reason": reason, "stop_sequence": None}, usage=usage)
     return delta + typed("message_stop")
 
@@ -140,10 +142,12 @@ async def speaking(spoken: Spoken, url: str, **more: Any) -> AsyncIterator[Endpo
         await models.close()
 
 
-async def ask(models: Endpoints, request: Request = REQUEST) -> tuple[list[Delta], Message]:
+async def ask(
+    models: Endpoints, request: Request = REQUEST, *, run: object | None = None
+) -> tuple[list[Delta], Message]:
     """Make one attempt and collect what it says."""
     items: list[Any] = []
-    async with aclosing(models.resolve("p:m-1")[0].stream(request, message_id="r1")) as stream:
+    async with aclosing(models.resolve("p:m-1")[0].stream(request, message_id="r1", run=run)) as stream:
         async for item in stream:
             items.append(item)
     assert isinstance(items[-1], Message)

@@ -1,8 +1,10 @@
 """What a Messages API stream may hold."""
 
+from typing import Any
+
 import msgspec
 import pytest
-from speaking import REQUEST, begun, block, ended, typed
+from speaking import IMPOSSIBLE, REQUEST, begun, block, ended, typed
 
 from sojourn.loop.messages import Message, Native, Reasoning, Text, ToolCall, Usage
 from sojourn.models.anthropic.reply import MessagesReply
@@ -119,6 +121,20 @@ def test_usage_is_the_last_that_was_told() -> None:
         input=6, cache_read=100, cache_write=7, output=42
     )
     assert read(begun(), ended())[1].usage is None
+
+
+@pytest.mark.parametrize("number", IMPOSSIBLE, ids=str)
+def test_a_usage_that_cannot_be_true_is_no_usage_and_spoils_no_reply(number: Any) -> None:
+    for start, end in (
+        ({"input_tokens": number}, {"output_tokens": 2}),
+        ({"input_tokens": 2}, {"output_tokens": number}),
+    ):
+        message = read(begun(**start), text(0, "x"), ended(**end))[1]
+        assert (message.text, message.usage) == ("x", None)
+
+
+def test_a_negative_count_is_none_at_all() -> None:
+    assert read(begun(input_tokens=-5), ended(output_tokens=2.0))[1].usage == Usage(output=2)
 
 
 def test_events_that_are_not_invented_yet_are_read_over() -> None:

@@ -356,3 +356,13 @@ async def test_an_unknown_provider_is_invalid_and_the_known_ones_are_named(spoke
                 models.resolve(reference)
         assert models.resolve("p:llama3:8b")[1] == "llama3:8b"
         assert isinstance(models.endpoints()["p"], Endpoint)
+
+
+async def test_a_request_of_large_and_small_pieces_arrives_whole(spoken: Spoken, raw: RawServer) -> None:
+    raw.scripts = [whole(spoken.stream)]
+    body = [b"a", b"b" * 500_000, b"", b"c" * 70_000, *[b"d"] * 3000, b"e" * (128 << 10), b"f"]
+    sender = transport.Transport()
+    answer = await sender.post("p", f"{raw.url}/v1", headers={}, body=body, time_outs=LONG)
+    answer.close()
+    await sender.close()
+    assert raw.seen[0].body == b"".join(body)

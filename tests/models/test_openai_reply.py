@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from speaking import OPENAI, REQUEST, chunk_of, event, piece
+from speaking import IMPOSSIBLE, OPENAI, REQUEST, chunk_of, event, piece
 
 from sojourn.loop.messages import Message, Native, Reasoning, Text, ToolCall, Usage
 from sojourn.models.model import ArgumentsDelta, Delta, ModelFailed, ReasoningDelta, TextDelta
@@ -163,7 +163,7 @@ def test_a_signed_call_keeps_its_signature() -> None:
     assert msgspec.json.decode(message.parts[0].signature or "") == extra
 
 
-def counted(prompt: int, completion: int, **more: Any) -> dict[str, Any]:
+def counted(prompt: Any, completion: Any, **more: Any) -> dict[str, Any]:
     return {"prompt_tokens": prompt, "completion_tokens": completion} | more
 
 
@@ -199,6 +199,29 @@ def test_usage_is_normalised(name: str) -> None:
     message = read(chunk_of({"content": "x"}, "stop"), chunk_of(usage=written), DONE)[1]
     assert message.usage == expected
     assert expected.prompt == written["prompt_tokens"]
+
+
+@pytest.mark.parametrize("number", IMPOSSIBLE, ids=str)
+def test_a_usage_that_cannot_be_true_is_no_usage_and_spoils_no_reply(
+    number: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    for told in (
+        counted(number, 2),
+        counted(1, number),
+        counted(9, 2, prompt_tokens_details={"cached_tokens": number}),
+    ):
+        message = read(chunk_of({"content": "x"}, "stop"), chunk_of(usage=told), DONE)[1]
+        assert (message.text, message.usage) == ("x", None)
+    assert [record.message for record in caplog.records] == ["model.usage_unusable"] * 3
+
+
+@pytest.mark.parametrize("told", ["none", 7, [1]])
+def test_a_usage_that_is_no_object_is_no_usage(told: Any) -> None:
+    assert read(chunk_of({"content": "x"}, "stop"), chunk_of(usage=told), DONE)[1].usage is None
+
+
+def test_whole_numbers_may_be_written_as_floats() -> None:
+    assert read(chunk_of({}, "stop"), chunk_of(usage=counted(3.0, 2.0)), DONE)[1].usage == Usage(input=3, output=2)
 
 
 def test_usage_may_be_missing_null_or_in_every_chunk() -> None:

@@ -12,13 +12,14 @@ import pytest
 from speaking import SHELL
 from transcripts import SOURCES, transcript
 
-from sojourn.errors import Invalid
 from sojourn.loop.agent import Params
 from sojourn.loop.messages import File, Image, Message, Native, Reasoning, Source, Text, ToolCall, observed, said
 from sojourn.models import anthropic, openai
 from sojourn.models.anthropic.request import OUTPUT_TOKENS
+from sojourn.models.attachments import ATTACHED_BYTES_MAX, ATTACHMENTS_MAX, attachments, fits
 from sojourn.models.json_schema import in_words
-from sojourn.models.model import Endpoint, Request
+from sojourn.models.kept import Transcripts
+from sojourn.models.model import Endpoint, ModelFailed, Request
 from sojourn.models.projection import NO_RESULT, family
 
 TARGETS = [source for source in SOURCES if source is not None]
@@ -31,7 +32,7 @@ def sent(target: Source, messages: list[Message], **more: Any) -> Any:
     request = Request(model=target.model, messages=tuple(messages), **wanted)
     dialect = openai.OPENAI if target.dialect == "openai" else anthropic.ANTHROPIC
     endpoint = Endpoint(name=target.provider, dialect=target.dialect, base_url="https://x")  # type: ignore[arg-type]
-    return msgspec.json.decode(dialect.body(request, endpoint))
+    return msgspec.json.decode(b"".join(dialect.body(request, endpoint, Transcripts())))
 
 
 def flat(rounds: list[list[Message]]) -> list[Message]:
@@ -148,9 +149,8 @@ def thought_by(target: Source | None, *, model: str | None = None) -> list[Messa
 def test_signed_parts_go_back_byte_for_byte_to_the_same_family() -> None:
     for model in ("claude-sonnet-4-5", "claude-opus-4-5-20251101"):
         request = Request(model="claude-sonnet-4-5", system="", messages=tuple(thought_by(TARGETS[2], model=model)))
-        written = anthropic.ANTHROPIC.body(
-            request, Endpoint(name="anthropic", dialect="anthropic", base_url="https://x")
-        )
+        endpoint = Endpoint(name="anthropic", dialect="anthropic", base_url="https://x")
+        written = b"".join(anthropic.ANTHROPIC.body(request, endpoint, Transcripts()))
         content = msgspec.json.decode(written)["messages"][1]["content"]
         assert content[0] == {"type": "thinking", "thinking": "secret thought", "signature": "U0lH+/=="}
         assert content[1] == {"type": "redacted_thinking", "data": "UkVE"}
@@ -228,10 +228,48 @@ def test_attachments_go_in_each_dialects_own_shape() -> None:
     assert "z.zip (application/zip, 3 bytes) cannot be shown" in blocks[4]["text"]
 
 
-def test_an_attachment_whose_bytes_are_missing_is_refused() -> None:
+def test_the_model_is_told_of_an_attachment_whose_bytes_are_gone() -> None:
     for target in (TARGETS[0], TARGETS[2]):
-        with pytest.raises(Invalid, match="sha256:1"):
-            sent(target, [said("u1", "Look.", PICTURE)])
+        body = sent(target, [said("u1", "Look.", PICTURE, TABLE)], blobs={"sha256:3": b"a,b"})
+        words, picture, table = body["messages"][-1]["content"]
+        assert words["text"] == "Look." and "a,b" in str(table)
+        assert picture["text"] == "[The image sha256:1 (image/png) is not kept here any more and cannot be shown.]"
+
+
+def test_a_picture_that_no_provider_takes_is_refused_by_its_type() -> None:
+    picture = Image(blob="sha256:1", media_type="image/tiff")
+    for target in (TARGETS[0], TARGETS[2]):
+        with pytest.raises(ModelFailed, match="image/tiff") as caught:
+            sent(target, [said("u1", "Look.", picture)], blobs=BLOBS)
+        assert (caught.value.code, caught.value.retry) == ("model.media_type", False)
+
+
+def test_an_empty_file_is_told_in_words() -> None:
+    for target in (TARGETS[0], TARGETS[2]):
+        body = sent(target, [said("u1", "", TABLE)], blobs={"sha256:3": b" "})
+        assert "File t.csv:" in str(body["messages"][-1]["content"])
+
+
+def test_attachments_are_listed_once_and_bounded_in_number_and_size() -> None:
+    messages = [said("u1", "Look.", PICTURE, TABLE), said("u2", "Again.", PICTURE)]
+    assert attachments(messages) == ("sha256:1", "sha256:3")
+    many = [said(f"u{n}", "", Image(blob=f"sha256:{n}", media_type="image/png")) for n in range(ATTACHMENTS_MAX)]
+    assert len(attachments(many)) == ATTACHMENTS_MAX
+    with pytest.raises(ModelFailed, match="101 images and files"):
+        attachments([*many, said("one more", "", Image(blob="sha256:x", media_type="image/png"))])
+    fits(ATTACHED_BYTES_MAX)
+    with pytest.raises(ModelFailed, match="begin a new session") as caught:
+        fits(ATTACHED_BYTES_MAX + 1)
+    assert (caught.value.code, caught.value.retry) == ("model.too_long", False)
+
+
+def test_only_an_endpoint_that_knows_it_is_told_the_cache_key() -> None:
+    request = Request(model="m", system="", messages=(said("u", "Hi"),), cache_key="k1")
+    endpoint = Endpoint(name="p", dialect="openai", base_url="https://x")
+    told = msgspec.structs.replace(endpoint, cache_key=True)
+    assert "prompt_cache_key" not in msgspec.json.decode(b"".join(openai.OPENAI.body(request, endpoint, Transcripts())))
+    body = msgspec.json.decode(b"".join(openai.OPENAI.body(request, told, Transcripts())))
+    assert body["prompt_cache_key"] == "k1"
 
 
 def test_a_system_prompt_may_be_empty() -> None:
@@ -269,7 +307,8 @@ def test_the_older_mark_stands_where_the_last_request_ended() -> None:
 def test_the_size_has_the_name_that_the_host_knows(base_url: str, member: str) -> None:
     params = Params(max_output_tokens=7, temperature=0.5, top_p=0.9, reasoning_effort="low")
     request = Request(model="m", system="", messages=(said("u", "Hi"),), params=params)
-    body = msgspec.json.decode(openai.OPENAI.body(request, Endpoint(name="p", dialect="openai", base_url=base_url)))
+    endpoint = Endpoint(name="p", dialect="openai", base_url=base_url)
+    body = msgspec.json.decode(b"".join(openai.OPENAI.body(request, endpoint, Transcripts())))
     assert body[member] == 7 and body["temperature"] == 0.5 and body["reasoning_effort"] == "low"
     assert len([name for name in body if name.startswith("max_")]) == 1
 

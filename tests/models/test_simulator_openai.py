@@ -3,6 +3,7 @@
 import json
 import re
 
+from pictures import PNG_BASE64
 from simulator_client import exchange, request, saying, simulated, user
 
 from sojourn.loop.messages import Usage
@@ -197,7 +198,7 @@ async def test_what_the_real_endpoint_refuses_is_refused():
 async def test_content_may_come_in_parts_and_images_are_counted():
     parts = [
         {"type": "text", "text": "look "},
-        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PNG_BASE64}"}},
         {"type": "text", "text": "here"},
     ]
     async with simulated(saying("You said {{last_user}}")) as client:

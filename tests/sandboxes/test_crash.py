@@ -13,12 +13,13 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from tests.sandboxes.conftest import SMALL, collect, eventually, host_pids, run
+from tests.sandboxes.conftest import SMALL, Result, collect, eventually, host_pids, run
 
 from sojourn.errors import SandboxUnavailable
 from sojourn.sandboxes.bwrap import BwrapProvider
 from sojourn.sandboxes.keeper import protocol
-from sojourn.sandboxes.sandbox import ExecUnknown
+from sojourn.sandboxes.kernel import tree
+from sojourn.sandboxes.sandbox import ExecUnknown, Sandbox
 
 WORKER = """
 import asyncio, sys
@@ -125,6 +126,63 @@ async def test_a_killed_keeper_takes_its_sandboxes_with_it_and_files_stay(provid
         await run(again, "sleep", str(marker), exec_id="cut", resume=True)
 
 
+async def test_a_killed_porter_takes_its_sandbox_with_it(provider: BwrapProvider) -> None:
+    sandbox = await provider.create("ses_p", SMALL)
+    reading, marker = await sleeping(sandbox)
+    os.kill(porter_of(marker), signal.SIGKILL)
+    assert (await reading).exit.reason == "killed"
+    assert await eventually(lambda: not host_pids(f"sleep {marker}"))
+    with pytest.raises(SandboxUnavailable):
+        await run(sandbox, "true")
+    again = await provider.create("ses_p", SMALL)
+    assert again.created
+    assert (await run(again, "echo", "fine")).stdout == "fine\n"
+
+
+async def test_a_sandbox_without_work_lets_its_porter_go_and_finds_another(folder_of: Callable[[], Path]) -> None:
+    provider = BwrapProvider(folder_of(), idle_s=1.0, rest_s=0.1)
+    sandbox = await provider.create("ses_r", SMALL)
+    reading, marker = await sleeping(sandbox)
+    first = porter_of(marker)
+    await run(sandbox, "sh", "-c", "(until [ -e go ]; do sleep 0.01; done; echo daemon > proof) >/dev/null 2>&1 &")
+    await sandbox.kill("sleeping")
+    await reading
+    assert await eventually(lambda: not Path(f"/proc/{first}").exists())
+    reading, marker = await sleeping(sandbox, exec_id="again")
+    assert porter_of(marker) != first
+    await sandbox.write("go", b"")
+    assert (await run(sandbox, "sh", "-c", "until [ -s proof ]; do sleep 0.01; done; cat proof")).stdout == "daemon\n"
+    assert (await sandbox.destroy()).processes_left == 0
+    assert (await reading).exit.reason == "killed"
+    await provider.close()
+
+
+async def sleeping(sandbox: Sandbox, *, exec_id: str = "sleeping") -> tuple[asyncio.Future[Result], int]:
+    """Begin a program that sleeps; its end to come, and the number by which the host finds it."""
+    marker = uuid4().int % 10**9 + 10**9
+    reading = asyncio.ensure_future(run(sandbox, "sleep", str(marker), exec_id=exec_id))
+    await eventually(lambda: host_pids(f"sleep {marker}"))
+    return reading, marker
+
+
+def porter_of(marker: int) -> int:
+    """The process that started a program, as the host sees it."""
+    [pid] = host_pids(f"sleep {marker}")
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+async def test_a_keeper_sweeps_what_nobody_fills(provider: BwrapProvider) -> None:
+    await (await provider.create("ses_s", SMALL)).destroy()
+    trash = provider._folder / protocol.TRASH
+    for name in ("filled", "left"):
+        (trash / name).mkdir()
+    os.kill(keeper_pid(provider), signal.SIGKILL)
+    with tree.held(trash / "filled"):
+        await provider.reap(frozenset())
+        await eventually(lambda: not (trash / "left").exists())
+        assert (trash / "filled").exists()
+
+
 async def test_after_a_killed_keeper_reap_leaves_no_folder_and_no_group(provider: BwrapProvider) -> None:
     for n in range(3):
         await (await provider.create(f"ses_{n}", SMALL)).write("file", b"x")
@@ -133,8 +191,8 @@ async def test_after_a_killed_keeper_reap_leaves_no_folder_and_no_group(provider
     assert await provider.reap(frozenset({"ses_1"})) == ["ses_0", "ses_2"]
     assert [entry.name for entry in (provider._folder / protocol.WORKSPACES).iterdir()] == ["ses_1"]
     assert await eventually(lambda: not list((provider._folder / protocol.TRASH).iterdir()))
-    for mounted in Path("/sys/fs/cgroup").glob(f"**/sojourn-{provider._folder.stat().st_ino:x}/ses_*"):
-        raise AssertionError(mounted)
+    groups = Path("/sys/fs/cgroup").glob(f"**/sojourn-{provider._folder.stat().st_ino:x}/*/cgroup.procs")
+    assert [group for group in groups if not group.read_text()] == []
 
 
 async def test_keepers_started_at_once_are_one(provider: BwrapProvider) -> None:

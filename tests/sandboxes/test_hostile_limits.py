@@ -1,5 +1,6 @@
 """Programs that take more than their share of processes, memory, disk, processor, output; on each rung."""
 
+import asyncio
 import os
 import socket
 import struct
@@ -45,6 +46,19 @@ async def test_a_bomb_that_hides_from_its_program_is_still_bounded(sandbox: Sand
     result = await run(sandbox, "sh", "-c", "kill -9 -1")
     assert result.exit.duration_s < 20
     assert (await sandbox.destroy()).processes_left == 0
+
+
+async def test_a_program_that_stops_all_others_stops_no_exec_for_good(sandbox: Sandbox) -> None:
+    """Also not one that it meets between its fork and its exec, where whoever forked it waits for it."""
+    attack = "import os,signal\nprint('up', flush=True)\nwhile True:\n  try: os.kill(-1, signal.SIGSTOP)\n"
+    stream = sandbox.exec(["python3", "-c", attack + "  except OSError: pass"], exec_id="attack")
+    await anext(stream)
+    async with asyncio.timeout(60):
+        results = await asyncio.gather(*(run(sandbox, "true", timeout_s=0.2) for _ in range(20)))
+        assert {result.exit.reason for result in results} <= {"exited", "timeout"}
+        await sandbox.kill("attack")
+        assert (await run(sandbox, "echo", "fine")).stdout == "fine\n"
+    await stream.aclose()
 
 
 GREEDY = "import time\nkept = []\nwhile True:\n  kept.append(bytearray(8 << 20))\n  time.sleep(0.005)"

@@ -188,8 +188,20 @@ async def test_a_program_is_in_the_groups_of_its_sandbox(sandbox: Sandbox, provi
         stream = sandbox.exec(["sh", "-c", f"echo up; exec sleep {marker}"], exec_id="grouped")
         await anext(stream)
         [pid] = await eventually(lambda: host_pids(f"sleep {marker}"))
-        assert f"/{sandbox.session_id}" in Path(f"/proc/{pid}/cgroup").read_text()
+        groups = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+        ours = {
+            line.split(f"/sojourn-{provider._folder.stat().st_ino:x}/")[1] for line in groups if "/sojourn-" in line
+        }
+        assert len(ours) == 1
+        limits = [path.read_text().strip() for path in memory_limits(*ours)]
+        assert limits == [str(SMALL.limits.memory_bytes)]
         await stream.aclose()
+
+
+def memory_limits(group: str) -> list[Path]:
+    """The file with the memory limit of one sandbox's group."""
+    found = Path("/sys/fs/cgroup").glob(f"**/{group}/memory.*")
+    return [path for path in found if path.name in ("memory.max", "memory.limit_in_bytes")]
 
 
 async def test_nothing_is_pushed_into_a_terminal(sandbox: Sandbox) -> None:

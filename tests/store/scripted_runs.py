@@ -8,6 +8,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+from msgspec.structs import replace
+
+from sojourn.identity import seal
 from sojourn.loop import events as ev
 from sojourn.loop.agent import Agent, Tool, ref
 from sojourn.loop.continuation import Continuation, Principal, fresh
@@ -19,7 +22,7 @@ from sojourn.store.db import Connection, Database
 from sojourn.store.deltas import DeltaWriter
 from sojourn.store.rows import Claimed, Commit, LedgerRow, NewRun, Release
 from sojourn.store.rows import Principal as Caller
-from sojourn.store.tenant import blobs, catalog, idempotency, keys, sessions
+from sojourn.store.tenant import blobs, catalog, idempotency, issuers, keys, sessions
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 AGENT = Agent(name="clerk", version=1, models=("sim:a",), tools=(Tool(name="look", effect="read"),))
@@ -210,6 +213,9 @@ async def furnish(database: Database, tenant: str) -> Caller:
             await catalog.create(conn, AGENT, by="ann")
             await blobs.put(conn, f"secret of {tenant}".encode(), bytes_max=100)
             await idempotency.begin(conn, "once", route="r", request_digest="d", ttl_s=60)
+            await issuers.sealing(conn, seal.new())
+            await issuers.trust(conn, seal.new()[0], "another")
+            await runs.arrive(conn, replace(hand.state, run_id="run_elsewhere"), run_id)
         await hand.commit(release=Release(status="suspended"))
     return caller
 

@@ -2,9 +2,11 @@
 
 from sojourn.store.db import Connection, Database
 
-WITHOUT_TENANT = {"worker", "scope_key", "schema_migration"}
+WITHOUT_TENANT = {"worker", "scope_key", "hook_key", "schema_migration"}
 ENGINE_SEES_ALL = {"run", "inbox", "journal", "message", "ledger", "delta", "agent_spec", "session"}
-KEYRING_SEES_ALL = {"tenant", "api_key", "session", "run"}
+KEYRING_SEES_ALL = {"tenant", "api_key", "session", "run", "seal_key", "trusted_issuer"}
+FROM_DOORS_ALONE = {"api_key", "seal_key", "trusted_issuer"}
+"""What the API may read, and write through a door alone."""
 API_DELETES = {"idempotency"}
 DEFINERS = {
     "scope": {"sojourn_api", "sojourn_engine"},
@@ -12,7 +14,14 @@ DEFINERS = {
     "create_key": {"sojourn_api"},
     "revoke_key": {"sojourn_api"},
     "found_tenant": {"sojourn_owner"},
+    "sealing_key": {"sojourn_api"},
+    "rotate_seal_key": {"sojourn_api"},
+    "revoke_seal_key": {"sojourn_api"},
+    "trust_issuer": {"sojourn_api"},
+    "distrust_issuer": {"sojourn_api"},
     "engine_scope": {"sojourn_engine"},
+    "hook_secret": {"sojourn_api"},
+    "hook_scope": {"sojourn_api"},
     "session_scope": {"sojourn_engine"},
 }
 OURS = {"sojourn_owner", "sojourn_keyring", "sojourn_api", "sojourn_engine"}
@@ -51,7 +60,7 @@ async def _tables(conn: Connection) -> set[str]:
     wrong = {f"{row['relname']} is no table" for row in found if row["kind"] != "r"}
     for row in found:
         name = row["relname"]
-        if row["owner"] != ("sojourn_keyring" if name == "scope_key" else "sojourn_owner"):
+        if row["owner"] != ("sojourn_keyring" if name in ("scope_key", "hook_key") else "sojourn_owner"):
             wrong.add(f"{name} is owned by {row['owner']}")
         if name not in WITHOUT_TENANT and not (row["on_"] and row["forced"] and row["has_policy"]):
             wrong.add(f"{name} has no wall")
@@ -103,7 +112,7 @@ async def _grants(conn: Connection) -> set[str]:
             allowed = name in API_DELETES
         if name in ("journal", "message", "ledger") and what in ("UPDATE", "DELETE"):
             allowed = False
-        if name == "api_key" and role != "sojourn_keyring":
+        if name in FROM_DOORS_ALONE and role != "sojourn_keyring":
             allowed = role == "sojourn_api" and what == "SELECT"
         if row["kind"] == "S":
             allowed = (name, role) == ("worker_key", "sojourn_engine")

@@ -17,6 +17,7 @@ from sojourn.loop import events as ev
 from sojourn.loop.budget import Limits
 from sojourn.loop.machine import apply, begin
 from sojourn.loop.messages import said
+from sojourn.loop.policy import Policy
 from sojourn.store import queue, runs
 from sojourn.store.commits import Committer
 from sojourn.store.db import Database
@@ -303,7 +304,7 @@ async def test_a_thousand_runs_at_once(database: Database) -> None:
 async def test_a_commit_costs_what_is_new_however_long_the_run_is(database: Database) -> None:
     caller = await enter(database)
     async with hired(database) as worker, database.engine() as engine:
-        await submit(database, caller, agent=replace(AGENT, limits=Limits(steps=None)))
+        await submit(database, caller, agent=replace(AGENT, limits=Limits(steps=None), policy=Policy(loop_guard=False)))
         hand = await worker.take_one()
         marks = []
         for number in range(200):

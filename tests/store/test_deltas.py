@@ -8,8 +8,9 @@ from scripted_runs import enter, hired, submit
 from tests.conftest import until
 
 from sojourn.store import deltas
-from sojourn.store.db import Database
+from sojourn.store.db import Database, connect
 from sojourn.store.deltas import DeltaWriter
+from sojourn.store.roles import Dsns
 
 
 def item(n: int) -> bytes:
@@ -27,15 +28,16 @@ async def test_deltas_arrive_in_order_and_in_batches(database: Database) -> None
             await asyncio.sleep(0)
     await writer.close()
     async with database.scoped(caller.handle) as conn:
-        rows = await deltas.read(conn, one, after=0)
+        found = await deltas.read(conn, {one: 0, two: 0, "run_none": 0})
+        rows = found[one]
         assert [msg["n"] for row in rows for msg in msgspec.json.decode(row.items)] == list(range(500))
         assert {(row.frame, row.step, row.attempt) for row in rows} == {("/", 0, 1), ("/", 1, 1)}
         assert len(rows) < 50
-        assert await deltas.read(conn, one, after=rows[0].id) == rows[1:]
-        assert await deltas.read(conn, one, after=rows[0].id, limit=1) == rows[1:2]
-        assert await deltas.last(conn, one) == rows[-1].id
-        assert await deltas.last(conn, "run_none") == 0
-        assert {row.frame for row in await deltas.read(conn, two, after=0)} == {"/0.1"}
+        assert {row.frame for row in found[two]} == {"/0.1"}
+        assert found["run_none"] == []
+        later = {one: rows[0].id, two: found[two][-1].id}
+        assert await deltas.read(conn, later) == {one: rows[1:], two: []}
+        assert await deltas.read(conn, later, limit=1) == {one: rows[1:2], two: []}
     assert {channel for channel, _ in rung} == {"sojourn_delta"}
     assert {one, two} in [ids for _, ids in rung]
 
@@ -52,6 +54,38 @@ async def test_the_first_delta_does_not_wait(database: Database) -> None:
     await writer.close()
 
 
+async def test_where_writes_are_quick_nothing_waits_for_the_longest_pause(database: Database) -> None:
+    caller, rung = await enter(database), list[object]()
+    run_id = await submit(database, caller)
+    writer = DeltaWriter(database, lambda *ring: rung.append(ring), flush_s=3600)
+    for n in range(1, 10):
+        writer.add(("acme", run_id, "/", 0, 1), item(n))
+        await until(lambda n=n: len(rung) == n)
+    async with asyncio.timeout(60):
+        await writer.close()
+
+
+async def test_where_writes_are_slow_batches_grow(database: Database) -> None:
+    caller, rung = await enter(database), list[object]()
+    run_id = await submit(database, caller)
+    writer = DeltaWriter(database, lambda *ring: rung.append(ring), flush_s=3600)
+    async with database.migrator() as owner, owner.transaction():
+        await owner.execute("lock table delta in exclusive mode")
+        writer.add(("acme", run_id, "/", 0, 1), item(0))
+        for n in range(1, 50):
+            await asyncio.sleep(0.001)
+            writer.add(("acme", run_id, "/", 0, 1), item(n))
+        assert not rung
+    await until(lambda: bool(rung))
+    assert len(rung) == 1, "the pause after a slow write is a long one"
+    await until(lambda: len(rung) == 2)
+    await writer.close()
+    async with database.scoped(caller.handle) as conn:
+        rows = (await deltas.read(conn, {run_id: 0}))[run_id]
+    assert [msg["n"] for row in rows for msg in msgspec.json.decode(row.items)] == list(range(50))
+    assert len(rows) == 2
+
+
 async def test_under_pressure_the_oldest_are_dropped(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deltas, "BYTES_MAX", 1000)
     caller = await enter(database)
@@ -62,8 +96,8 @@ async def test_under_pressure_the_oldest_are_dropped(database: Database, monkeyp
             writer.add(("acme", run_id, "/", 0, 1), item(n))
     await writer.close()
     async with database.scoped(caller.handle) as conn:
-        assert await deltas.read(conn, made[0], after=0) == []
-        assert len(await deltas.read(conn, made[2], after=0)) == 1
+        assert (await deltas.read(conn, {made[0]: 0}))[made[0]] == []
+        assert len((await deltas.read(conn, {made[2]: 0}))[made[2]]) == 1
 
 
 async def test_a_writer_survives_what_cannot_be_written(database: Database) -> None:
@@ -75,7 +109,15 @@ async def test_a_writer_survives_what_cannot_be_written(database: Database) -> N
     writer.add(("acme", run_id, "/", 0, 1), item(1))
     await writer.close()
     async with database.scoped(caller.handle) as conn:
-        assert len(await deltas.read(conn, run_id, after=0)) == 1
+        assert len((await deltas.read(conn, {run_id: 0}))[run_id]) == 1
+
+
+async def test_a_writer_ends_though_the_database_is_away(dsns: Dsns) -> None:
+    async with await connect(dsns) as away:
+        writer = DeltaWriter(away, lambda _channel, _ids: None, flush_s=0)
+    writer.add(("acme", "run_1", "/", 0, 1), item(0))
+    async with asyncio.timeout(20):
+        await writer.close()
 
 
 async def test_old_deltas_are_forgotten(database: Database) -> None:
@@ -88,4 +130,4 @@ async def test_old_deltas_are_forgotten(database: Database) -> None:
     assert await deltas.prune(database, 60) == 0
     assert await deltas.prune(database, 0) == 1
     async with database.scoped(caller.handle) as conn:
-        assert await deltas.last(conn, run_id) == 0
+        assert await deltas.read(conn, {run_id: 0}) == {run_id: []}

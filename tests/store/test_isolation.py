@@ -15,7 +15,7 @@ from sojourn.store.tenant import keys, sessions
 
 TABLES = [
     "tenant", "api_key", "agent", "agent_version", "agent_spec", "session", "run", "journal", "message", "ledger",
-    "delta", "blob", "idempotency",
+    "delta", "blob", "idempotency", "seal_key", "trusted_issuer", "imported_run",
 ]  # fmt: skip
 
 
@@ -110,6 +110,7 @@ WRITES = {
     "blob": "insert into blob (tenant, digest, bytes, data) values ($1, 'sha256:' || encode(sha256(''), 'hex'), 0, '')",
     "idempotency": "insert into idempotency (tenant, user_id, key, route, request_digest, expires_at)"
     " values ($1, 'ann', 'new', 'r', 'd', now())",
+    "imported_run": "insert into imported_run (tenant, run_id, rev, became) values ($1, 'run_x', 1, 'run_y')",
 }
 
 
@@ -132,6 +133,7 @@ CHANGES = [
     "update agent set archived_at = now()",
     "update idempotency set status = 200, body = 'x'",
     "delete from idempotency",
+    "update imported_run set rev = 0, became = 'run_x'",
 ]
 
 
@@ -151,6 +153,16 @@ REFUSED = [
     "select hash from api_key",
     "select * from api_key",
     "select * from scope_key",
+    "select secret from seal_key",
+    "select * from seal_key",
+    "update seal_key set state = 'revoked'",
+    "insert into seal_key (tenant, issuer) values ('acme', 'ed25519:x')",
+    "insert into trusted_issuer (tenant, issuer, name, added_by) values ('acme', 'ed25519:x', 'eve', 'eve')",
+    "delete from trusted_issuer",
+    "delete from imported_run",
+    "insert into run (tenant, id, session_id, user_id, agent_name, agent_version, agent_digest, seq, limits, labels,"
+    " snapshot, status) values ('acme', 'run_x', 'ses_x', 'local', 'a', 1, 'd', 1, '{}', '{}', '', 'running')",
+    "insert into message (tenant, run_id, frame_id, slot, body) values ('acme', 'run_x', '/0.0', 0, '')",
     "select scope_mint('rival', 'ann', '', now() + interval '1 day')",
     "select engine_scope('w1', 'rival', 'run_1', 1)",
     "select session_scope('w1', 'rival', 'ses_1')",
@@ -159,7 +171,9 @@ REFUSED = [
     "select random_block()",
     "select * from worker",
     "select * from schema_migration",
-    "select event from inbox",
+    "select created_at from inbox",
+    "select * from hook_key",
+    "select hook_sign('rival', 'run_1')",
     "insert into api_key (tenant, id, hash, prefix, user_id, name, scopes) values ('acme', 'k', '', '', '', '', '{}')",
     "update api_key set revoked_at = null",
     "update run set snapshot = ''",

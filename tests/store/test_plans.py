@@ -114,12 +114,12 @@ async def live(busy: Database, worker: Worker, caller: Principal) -> None:
         await runs.transcript(conn, hand.run_id)
         await runs.history(conn, session_id)
         await sessions.page(conn)
-    assert await queue.mail(busy, [(caller.tenant, hand.run_id)])
-    assert await queue.beat(busy, worker.id) == {hand.run_id}
+    mail = (await queue.mail(busy, [(caller.tenant, hand.run_id)]))[hand.run_id]
+    assert await queue.beat(busy, worker.id) == {(hand.run_id, hand.claimed.fence)}
     await queue.steal(busy, 3600)
     await queue.next_due(busy)
     await health.counts(busy)
-    await hand.commit(release=Release(status="queued"))
+    await hand.commit(release=Release(status="queued"), inbox=[id for id, _ in mail])
     await (await worker.take_one()).finish(1)
 
 

@@ -1,19 +1,18 @@
 """Claims, leases, mail and dead workers, against a real database."""
 
 import asyncio
-import random
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from msgspec.structs import replace
-from scripted_runs import AGENT, AT, Hand, asked, blocked, enter, hired, intended, replied, returned, submit
+from scripted_runs import AGENT, AT, asked, enter, hired, intended, replied, returned, submit
 
-from sojourn.errors import Conflict, LeaseLost, MissingPin, NotFound
+from sojourn.errors import LeaseLost, MissingPin
 from sojourn.loop import events as ev
 from sojourn.loop.agent import Agent, Tool, digest
 from sojourn.loop.messages import said
-from sojourn.store import commits, queue, runs
+from sojourn.store import queue, runs
 from sojourn.store.db import Database
 from sojourn.store.rows import Principal, Release
 
@@ -129,10 +128,11 @@ async def test_a_run_that_cannot_be_driven_rests_longer_each_time(database: Data
         run_id = await submit(database, caller)
         rests = []
         for _ in range(8):
-            await worker.take_one()
-            await queue.give_back(database, other.id, [run_id])
-            assert await queue.beat(database, worker.id) == {run_id}, "another worker cannot give it back"
-            await queue.give_back(database, worker.id, [run_id])
+            lease = (run_id, (await worker.take_one()).claimed.fence)
+            await queue.give_back(database, other.id, [lease])
+            await queue.give_back(database, worker.id, [(run_id, lease[1] - 1)])
+            assert await queue.beat(database, worker.id) == {lease}, "only who holds it can give it back"
+            await queue.give_back(database, worker.id, [lease])
             rests.append(await engine.fetchval("select extract(epoch from due_at - now()) from run"))
             await engine.execute("update run set due_at = now()")
         assert [round(rest) for rest in rests[:3]] == [2, 4, 8]
@@ -202,104 +202,6 @@ async def test_a_missing_agent_is_named(database: Database) -> None:
             await queue.open(database, replace(claimed, snapshot=lost))
 
 
-# ---- mail ------------------------------------------------------------------------------------
-
-
-async def test_mail_wakes_a_run_that_nobody_holds(database: Database) -> None:
-    caller = await enter(database)
-    async with hired(database) as worker:
-        run_id = await submit(database, caller)
-        await (await worker.take_one()).commit(release=Release(status="suspended", due_at=await soon()))
-        await post(database, caller, run_id, words())
-        assert await status(database, caller, run_id) == "queued"
-        claimed = (await queue.claim(database, worker.id, 1))[0]
-        opened = await queue.open(database, claimed)
-        assert [event for _, event in opened.inbox] == [words()]
-        hand = Hand(worker.committer, claimed, opened.continuation, opened.agents)
-        await hand.commit(words(), inbox=[opened.inbox[0][0]], release=Release(status="suspended"))
-        assert await status(database, caller, run_id) == "suspended"
-        assert await queue.mail(database, [(caller.tenant, run_id)]) == {}
-
-
-async def test_mail_for_a_run_that_is_held_is_read_by_its_holder(database: Database) -> None:
-    caller = await enter(database)
-    async with hired(database) as worker:
-        run_id, other = await submit(database, caller), await submit(database, caller)
-        hands = await worker.take(2)
-        await post(database, caller, run_id, words("a"))
-        await post(database, caller, run_id, words("b"))
-        found = await queue.mail(database, [(caller.tenant, run_id), (caller.tenant, other)])
-        assert {name: [event for _, event in mail] for name, mail in found.items()} == {
-            run_id: [words("a"), words("b")]
-        }
-        assert await worker.take() == []
-        await hands[0].commit(words("a"), inbox=[found[run_id][0][0]], release=Release(status="suspended"))
-        assert await status(database, caller, run_id) == "queued", "b was not read"
-        assert (await worker.take_one()).run_id == run_id
-
-
-async def test_mail_that_races_with_a_release_is_never_missed(database: Database) -> None:
-    caller, draw = await enter(database), random.Random(3)
-    async with hired(database) as worker:
-        run_id = await submit(database, caller)
-        read = 0
-        for round_ in range(300):
-            hand = await worker.take_one()
-            mail = (await queue.mail(database, [(caller.tenant, run_id)])).get(run_id, [])
-            read += len(mail)
-            commit = hand.prepare(*(event for _, event in mail), inbox=[id for id, _ in mail])
-            commit = replace(commit, release=Release(status="suspended", due_at=await soon()))
-            first, second = [worker.committer.commit(commit), post(database, caller, run_id, words(str(round_)))]
-            if draw.random() < 0.5:
-                first, second = second, first
-            await asyncio.gather(first, second)
-            assert await status(database, caller, run_id) == "queued", f"the mail of round {round_} was missed"
-        assert read == 299
-
-
-async def test_a_release_that_waited_for_mail_to_be_posted_sees_it(database: Database) -> None:
-    caller = await enter(database)
-    async with hired(database) as worker:
-        run_id = await submit(database, caller)
-        hand = await worker.take_one()
-        async with database.scoped(caller.handle) as conn:
-            await runs.post(conn, run_id, words())
-            release = asyncio.create_task(hand.commit(asked(0), release=Release(status="suspended")))
-            await blocked(database)
-        await release
-        assert await status(database, caller, run_id) == "queued"
-        assert ("sojourn_work", (run_id,)) in worker.rung
-
-
-async def test_mail_that_waited_for_a_run_to_end_is_refused(database: Database) -> None:
-    caller = await enter(database)
-    async with hired(database) as worker:
-        run_id = await submit(database, caller)
-        hand = await worker.take_one()
-        ending = [worker.id, *commits._arrays([hand.prepare(asked(0), release=Release(status="failed"))])]
-        async with database.engine() as engine, engine.transaction():
-            await engine.fetch(commits.COMMIT, *ending)
-            posted = asyncio.create_task(post(database, caller, run_id, words()))
-            await blocked(database)
-        with pytest.raises(Conflict) as refused:
-            await posted
-        assert refused.value.code == "run.ended"
-
-
-async def test_mail_needs_a_run_that_goes_on(database: Database) -> None:
-    caller = await enter(database)
-    async with hired(database) as worker:
-        run_id = await submit(database, caller)
-        await (await worker.take_one()).finish(0)
-        with pytest.raises(Conflict) as refused:
-            await post(database, caller, run_id, words())
-        assert refused.value.code == "run.ended"
-        with pytest.raises(NotFound):
-            await post(database, caller, "run_none", words())
-        async with database.engine() as engine:
-            assert await engine.fetchval("select count(*) from inbox") == 0
-
-
 # ---- leases ----------------------------------------------------------------------------------
 
 
@@ -314,9 +216,9 @@ async def test_a_dead_worker_is_seen_at_once(database: Database) -> None:
             while not (stolen := await queue.steal(database, 3600)):  # noqa: ASYNC110 (the server closes it)
                 await asyncio.sleep(0.001)
         assert stolen == [run_id]
-        assert (await living.take_one()).run_id == run_id
+        fence = (await living.take_one()).claimed.fence
         assert await queue.beat(database, "dying") == frozenset()
-        assert await queue.beat(database, "living") == {run_id}
+        assert await queue.beat(database, "living") == {(run_id, fence)}
 
 
 async def test_a_worker_that_is_cut_off_loses_its_runs_after_the_lease(database: Database) -> None:
@@ -326,7 +228,7 @@ async def test_a_worker_that_is_cut_off_loses_its_runs_after_the_lease(database:
         hand = await worker.take_one()
         await engine.execute("update worker set seen_at = now() - interval '20 seconds'")
         assert await queue.steal(database, 30) == []
-        assert await queue.beat(database, worker.id) == {run_id}
+        assert await queue.beat(database, worker.id) == {(run_id, hand.claimed.fence)}
         assert await queue.steal(database, 15) == [], "a heartbeat renews the lease"
         await engine.execute("update worker set seen_at = now() - interval '20 seconds'")
         assert await queue.steal(database, 15) == [run_id]
@@ -343,7 +245,7 @@ async def test_a_worker_takes_its_lock_again_after_its_connection_was_lost(datab
         async with hired(database) as again:
             assert again.id == worker.id
             assert await queue.steal(database, 3600) == []
-            assert await queue.beat(database, worker.id) == {run_id}
+            assert await queue.beat(database, worker.id) == {(run_id, hand.claimed.fence)}
             await hand.commit(asked(0))
 
 

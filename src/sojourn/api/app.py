@@ -11,21 +11,32 @@ from functools import partial
 import msgspec
 from aiohttp import web
 
-from sojourn.api import approvals, keys, offers
+from sojourn.api import blobs, keys, offers
 from sojourn.api.agents import routes as agents
+from sojourn.api.approvals import results
+from sojourn.api.approvals import routes as approvals
+from sojourn.api.continuations import issuers
+from sojourn.api.continuations import routes as continuations
 from sojourn.api.events import routes as events
 from sojourn.api.events.hub import Hub
 from sojourn.api.http import guard
+from sojourn.api.http.gate import Gate
 from sojourn.api.http.meter import Meter
 from sojourn.api.operations import health, metrics
 from sojourn.api.parts import Api
 from sojourn.api.reference import openapi, page
 from sojourn.api.route import Answer, Ask, Live, Route
+from sojourn.api.runs import holds, signals
 from sojourn.api.runs import routes as runs
 from sojourn.api.sessions import files
 from sojourn.api.sessions import routes as sessions
 from sojourn.identity.tokens import Tokens
 from sojourn.store.tenant.keys import authenticate
+
+OPENING_MAX = 3
+"""Sandboxes that are opened at once: each may wait with one of the ten connections of the API's pool."""
+MOVING_MAX, MOVING_WAITING_MAX = 2, 16
+"""Exports and imports that are in memory at once, and those that wait for it."""
 
 
 def build(parts: Api) -> web.Application:
@@ -34,6 +45,13 @@ def build(parts: Api) -> web.Application:
         tokens=Tokens(partial(authenticate, parts.database), parts.now),
         hub=Hub(parts.database, parts.doorbell, parts.settings.stream_clients_max),
         meter=Meter(),
+        opening=Gate(
+            "a sandbox to open",
+            at_once=OPENING_MAX,
+            waiting_max=parts.settings.file_requests_waiting_max,
+            code="sandbox.busy",
+        ),
+        moving=Gate("another run that moves", at_once=MOVING_MAX, waiting_max=MOVING_WAITING_MAX),
     )
     # Uploads are bounded by the file handlers, JSON bodies by the guard and by this.
     app = web.Application(client_max_size=parts.settings.body_max_bytes, middlewares=[guard.middleware(parts, live)])
@@ -50,12 +68,18 @@ def served() -> tuple[Route, ...]:
     """Every route, with the reference that is made from them."""
     routes = (
         *runs.ROUTES,
+        *holds.ROUTES,
+        *signals.ROUTES,
         *events.ROUTES,
+        *continuations.ROUTES,
+        *issuers.ROUTES,
         *agents.ROUTES,
         *offers.ROUTES,
         *sessions.ROUTES,
         *files.ROUTES,
+        *blobs.ROUTES,
         *approvals.ROUTES,
+        *results.ROUTES,
         *keys.ROUTES,
         *health.routes(),
         *metrics.ROUTES,

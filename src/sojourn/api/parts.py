@@ -14,7 +14,9 @@ from sojourn.store.db import Database
 from sojourn.store.doorbell import Doorbell
 
 RUN_BELL, DELTA_BELL, WORK_BELL, INBOX_BELL = "sojourn_run", "sojourn_delta", "sojourn_work", "sojourn_inbox"
-"""The doorbells: new events of a run, new deltas of it, a run that may be claimed, mail for one that is held."""
+WANTED_BELL = "sojourn_wanted"
+"""The doorbells: new events of a run, new deltas of it, a run that may be claimed, mail for one that is held, and a
+session whose files are to be put away."""
 
 
 @dataclass(frozen=True, kw_only=True)

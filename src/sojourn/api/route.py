@@ -12,6 +12,7 @@ import msgspec
 from aiohttp import web
 
 from sojourn.api.events.hub import Hub
+from sojourn.api.http.gate import Gate
 from sojourn.api.http.meter import Meter
 from sojourn.api.parts import Api
 from sojourn.errors import SojournError
@@ -27,6 +28,8 @@ NAMES: Mapping[str, str] = {
     "run_id": f"run_{ID}",
     "session_id": f"ses_{ID}",
     "key_id": f"key_{ID}",
+    "digest": "sha256:[0-9a-f]{64}",
+    "issuer": "ed25519:[A-Za-z0-9_-]{43}",
     "approval_id": f"run_{ID}\\.[A-Za-z0-9_-]{{1,400}}",
     "name": "[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
     "version": "[1-9][0-9]{0,8}",
@@ -37,11 +40,15 @@ NAMES: Mapping[str, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Live:
-    """What lives as long as the application: verified tokens, event streams and counters."""
+    """What lives as long as the application: verified tokens, event streams, counters, gates before what is scarce."""
 
     tokens: Tokens
     hub: Hub
     meter: Meter
+    opening: Gate
+    """Before the sandboxes."""
+    moving: Gate
+    """Before exports and imports, which are in memory several times over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +115,8 @@ class Route:
     """It takes an Idempotency-Key."""
     media: tuple[str, ...] = field(default=("application/json",))
     """What the successful answer may be."""
+    fills: bool = False
+    """It takes room on the disk, and is refused while there is little."""
     upload: bool = False
     """The body is raw bytes, which the handler reads itself."""
     example: Any = None

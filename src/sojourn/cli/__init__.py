@@ -5,6 +5,7 @@
     commands/  the commands, one file a subject; two of them import the server
     client     requests to the API        stream    a run's events, through every broken connection
     terminal   everything that is shown   view      a run as one watches it        exits  the exit codes
+    running    what goes on right now     questions what a run asks, and asking the person who watches it
 
 The console script `sojourn` and `python -m sojourn.cli` call `main`. The rule: a command that talks to a server imports
 nothing but the standard library, so that it starts in less than 0.1 s, and only the module of the chosen command.
@@ -16,9 +17,9 @@ from importlib import import_module
 from os import environ
 
 from sojourn.cli.command import Command, Group, Shell, exit_codes, group_help, parser, unknown
-from sojourn.cli.exits import FAILED, INTERRUPTED, OK, USAGE, Stop
+from sojourn.cli.exits import FAILED, INTERRUPTED, OK, UNREACHABLE, USAGE, Stop
 from sojourn.cli.terminal import Out
-from sojourn.errors import Invalid, SojournError
+from sojourn.errors import Invalid, SojournError, Unavailable
 
 SECTIONS: dict[str, dict[str, str]] = {
     "runs": {
@@ -29,15 +30,30 @@ SECTIONS: dict[str, dict[str, str]] = {
         "trace": "trace",
         "say": "runs",
         "cancel": "runs",
-        "approvals": "approvals",
-        "approve": "approvals",
-        "reject": "approvals",
+        "hold": "questions.waits",
+        "resume": "questions.waits",
+        "signal": "questions.waits",
+        "hook": "questions.waits",
+        "result": "questions.waits",
+        "export": "continuations.moving",
+        "import": "continuations.moving",
+        "fork": "continuations.moving",
+    },
+    "questions": {
+        "approvals": "questions.approvals",
+        "approve": "questions.approvals",
+        "reject": "questions.approvals",
+        "edit": "questions.approvals",
+        "answer": "questions.approvals",
+        "decide": "questions.approvals",
     },
     "what runs need": {"agents": "agents", "sessions": "sessions", "keys": "keys"},
+    "runs from elsewhere": {"trust": "continuations.issuers", "seals": "continuations.issuers"},
     "the server": {
         "serve": "server",
         "worker": "server",
         "doctor": "server",
+        "release": "continuations.moving",
         "simulate": "server",
         "version": "server",
     },
@@ -49,8 +65,9 @@ MODULES = {name: module for section in SECTIONS.values() for name, module in sec
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     shell = Shell(environ, Out(sys.stdout, environ), Out(sys.stderr, environ))
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv), shell)
@@ -59,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code
     except SojournError as error:
         shell.err.line(f"sojourn: {error} ({error.code})", "red")
-        return USAGE if isinstance(error, Invalid) else FAILED
+        return USAGE if isinstance(error, Invalid) else UNREACHABLE if isinstance(error, Unavailable) else FAILED
     except KeyboardInterrupt:
         shell.err.line("interrupted", "dim")
         return INTERRUPTED

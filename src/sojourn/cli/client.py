@@ -24,6 +24,10 @@ PAGE = 200
 
 Json = dict[str, Any]
 JSON_TYPE = {"Content-Type": "application/json"}
+LISTS = {
+    "runs": "runs", "agents": "agents list", "sessions": "sessions list", "keys": "keys list", "approvals": "approvals",
+}  # fmt: skip
+"""The command that lists what a path names by id."""
 
 
 class Refusal(Stop):
@@ -64,7 +68,7 @@ class Client:
         if parts.scheme not in ("http", "https") or not self._address[0]:
             raise Stop(f"SOJOURN_API_URL is {self.url!r}; it must look like {DEFAULT_URL}.", USAGE)
         self._tls = parts.scheme == "https"
-        self._prefix = parts.path
+        self._prefix = parts.path.removesuffix("/v1")
         self._key = find_key(environ, local=parts.hostname in ("127.0.0.1", "localhost", "::1"))
 
     def get(self, path: str, /, **query: Any) -> Any:
@@ -106,7 +110,9 @@ class Client:
         raise AssertionError("the last try returns or raises")
 
     def pages(self, path: str, /, *, limit: int | None = None, **query: Any) -> Iterator[Json]:
-        """Yield the objects of a list, page after page, up to `limit`."""
+        """Yield the objects of a list, page after page, up to `limit`. Raises Stop for a limit that is none."""
+        if limit is not None and limit < 1:
+            raise Stop("--limit is a number from 1 on.", USAGE)
         while limit is None or limit > 0:
             page = self.get(path, limit=PAGE if limit is None else min(limit, PAGE), **query)
             yield from page["data"]
@@ -131,6 +137,8 @@ class Client:
             connection.connect()
         except OSError as error:
             hint = "Start one with `sojourn serve`, or set SOJOURN_API_URL to the one you mean."
+            if self._tls and not isinstance(error, ConnectionError):
+                hint = f"Where it speaks no TLS, SOJOURN_API_URL begins with http://. {hint}"
             raise Unreachable(f"No server answers at {self.url} ({_reason(error)}). {hint}") from None
         connection.sock.settimeout(ANSWER_TIMEOUT_S)
         wanted = {name: str(value) for name, value in (query or {}).items() if value is not None}
@@ -140,10 +148,10 @@ class Client:
         connection.request(method, target, body=body, headers={**sent, **(headers or {})})
         response = connection.getresponse()
         if response.status >= 300:
-            raise self._refusal(response)
+            raise self._refusal(response, path)
         return response
 
-    def _refusal(self, response: HTTPResponse) -> Refusal:
+    def _refusal(self, response: HTTPResponse, path: str) -> Refusal:
         """Read an error answer: what happened, what to do, code and request id, in one line."""
         with response:
             text = response.read(1 << 20)
@@ -152,10 +160,11 @@ class Client:
             problem = problem if isinstance(problem, dict) else {}
         except ValueError:
             problem = {}
-        detail = str(problem.get("detail") or f"{self.url} answered {response.status} {response.reason}.")
+        stranger = f"{self.url} answered {response.status} {response.reason}: is it a Sojourn server?"
+        detail = str(problem.get("detail") or stranger)
         words = [detail]
         words += [_fault(error, detail) for error in problem.get("errors") or ()]
-        words.append(self._advice(response.status))
+        words.append(self._advice(response.status, path) if problem else "SOJOURN_API_URL says which one is asked.")
         code = str(problem.get("code") or f"http.{response.status}")
         request = problem.get("request_id") or response.headers.get("X-Request-Id")
         words.append(f"({code}, request {request})" if request else f"({code})")
@@ -166,12 +175,15 @@ class Client:
             retry_after_s=_seconds(problem.get("retry_after_s") or response.headers.get("Retry-After")),
         )
 
-    def _advice(self, status: int) -> str:
+    def _advice(self, status: int, path: str) -> str:
         if status == 401:
             return (
                 f"{self._key.absence} On the server's machine, `env -u SOJOURN_API_KEY sojourn keys create NAME` makes "
-                "a key; put it into SOJOURN_API_KEY."
+                "a key; put it into SOJOURN_API_KEY. Where the local key is lost, `sojourn keys recover` makes it anew."
             ).strip()
+        _, _, kind, *id_ = path.split("/")
+        if status == 404 and id_ and kind in LISTS:
+            return f"`sojourn {LISTS[kind]}` lists yours."
         return "Try again in a moment." if status in (429, 502, 503, 504) else ""
 
 
@@ -191,7 +203,11 @@ def find_key(environ: Mapping[str, str], *, local: bool) -> Key:
         except (OSError, UnicodeDecodeError) as error:
             return Key("", f"SOJOURN_API_KEY is not set, and the local key {path} cannot be read ({_reason(error)}).")
     if not (token.isascii() and token.isprintable()) or " " in token:
-        raise Stop(f"What {source} holds is not an API key.", UNAUTHENTICATED)
+        raise Stop(
+            f"What {source} holds is not an API key: one is a word such as sj_..., and `sojourn keys create NAME` on "
+            "the server's machine makes one.",
+            UNAUTHENTICATED,
+        )
     return Key(token)
 
 

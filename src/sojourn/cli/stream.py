@@ -20,6 +20,9 @@ Item = dict[str, Any]
 ENDS = frozenset(("run.completed", "run.failed", "run.cancelled"))
 ENDED = frozenset(status for status in OF_STATUS if status != "suspended")
 
+LOST = "connection.lost"
+"""An item of our own: deltas are told anew from here, if at all."""
+
 BACKOFF_S = 0.25
 BACKOFF_MAX_S = 5.0
 PATIENCE_S = 300.0
@@ -76,6 +79,7 @@ def follow(
             over = _over(client, run_id)
         if trouble and not away_since:
             away_since = time.monotonic()
+            yield {"type": LOST}
             notice("The connection is lost; trying again. The run goes on without it.")
         if away_since and time.monotonic() - away_since > PATIENCE_S:
             raise Unreachable(

@@ -7,6 +7,9 @@ raw, so that no escape sequence of theirs can move the cursor, set a title or fo
 import json
 import os
 import shutil
+import sys
+import termios
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -19,7 +22,10 @@ _UNSAFE = {
     **dict.fromkeys((*range(0x80, 0xA0), *range(0xD800, 0xE000), *_BIDI), "\ufffd"),
 }
 _STYLES = {"": "", "bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
-_STATUS_STYLES = {"completed": "green", "failed": "red", "suspended": "yellow", "running": "cyan", "cancelled": "dim"}
+_STATUS_STYLES = {
+    "completed": "green", "failed": "red", "suspended": "yellow", "running": "cyan", "cancelled": "dim",
+    "quarantined": "red",
+}  # fmt: skip
 
 
 def clean(text: str) -> str:
@@ -38,6 +44,24 @@ def one_line(text: str, width: int) -> str:
     return line if len(line) <= width else line[: max(width - 1, 0)].rstrip() + "…"
 
 
+def cut(text: str, lines: int, chars: int, *, whole: str = "--json shows all") -> str:
+    """The beginning of a text, with a note of what is left out and where it is `whole`."""
+    kept = "\n".join(text[:chars].split("\n")[:lines])
+    rest = len(text) - len(kept)
+    return kept if rest <= 0 else f"{kept.rstrip()}\n… {count(rest, 'character')} more ({whole})"
+
+
+def columns(text: str, width: int) -> str:
+    """Clean a line and cut it, so that it takes `width` columns at most and never goes on in the next line."""
+    kept = ""
+    for char in clean(text.expandtabs(8).replace("\n", " ")):
+        width -= 1 if char.isascii() or unicodedata.east_asian_width(char) in ("N", "Na", "H") else 2
+        if width < 0:
+            break
+        kept += char
+    return kept
+
+
 class Out:
     """A stream that people read: it cleans what is written, and colours it when it is a terminal."""
 
@@ -47,6 +71,8 @@ class Out:
         self.color = self.tty and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
         self.fresh = True
         """Whether the cursor stands at the start of a line."""
+        self._passing = 0
+        """How many passing lines stand below all that was written."""
 
     @property
     def width(self) -> int:
@@ -56,6 +82,7 @@ class Out:
         """Write a piece of text, and show it at once."""
         if not text:
             return
+        self.passing(())
         text = clean(text)
         self.stream.write(f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if style and self.color else text)
         self.stream.flush()
@@ -67,6 +94,27 @@ class Out:
             self.write("\n")
         self.write(text.removesuffix("\n"), style)
         self.write("\n")
+
+    def ask(self, prompt: str) -> str:
+        """Ask the person at the terminal for a line; empty at the end of input. What was typed before is not heard."""
+        self.write("" if self.fresh else "\n")
+        termios.tcflush(sys.stdin, termios.TCIFLUSH)
+        self.write(prompt, "bold")
+        line = sys.stdin.readline()
+        self.fresh = line.endswith("\n")
+        return line.strip()
+
+    def passing(self, lines: Sequence[str]) -> None:
+        """Show lines that go away when others come or anything is written; only where the cursor may be moved."""
+        if self._passing:
+            self.stream.write(f"\x1b[{self._passing}F\x1b[J")
+            self._passing = 0
+        if lines and self.color:
+            if not self.fresh:
+                self.write("\n")
+            self.stream.write("".join(f"\x1b[2m{columns(line, self.width - 1)}\x1b[0m\n" for line in lines))
+            self._passing = len(lines)
+        self.stream.flush()
 
     def table(self, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Write columns; the last one takes what the terminal has left. A status is coloured."""

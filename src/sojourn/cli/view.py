@@ -7,15 +7,19 @@ were lost or were taken back; where the output is no terminal, only what is dura
 import json
 from typing import Any
 
-from sojourn.cli.terminal import Out, between, count, duration, money, one_line, status_style, tokens
+from sojourn.cli import questions, stream
+from sojourn.cli.running import TAIL_LINES, Running, Tail
+from sojourn.cli.terminal import Out, between, count, cut, duration, money, one_line, status_style, tokens
 
 RESULT_LINES = 10
 SAID_LINES = 5
+SAID_CHARS = 2000
 _KINDS = {"delta.message": "message", "delta.thinking": "thinking"}
 _STYLES = {"message": "", "thinking": "dim"}
 _NOTES = {
     "run.resumed": "the run goes on",
-    "sandbox.restored": "the sandbox was lost; its files are restored",
+    "run.cancelled": "the run was cancelled",
+    "sandbox.restored": "the files were brought back into a new sandbox; programs that ran in it have ended",
 }
 
 
@@ -30,10 +34,25 @@ class View:
         self._told: dict[str, str] = {}
         """What its deltas said since they last began."""
         self._calls: dict[str, str] = {}
+        self._open: dict[str, dict[str, Any]] = {}
+        """The questions that were shown and not answered, by their waits."""
+        self._running = Running(out)
 
     def show(self, item: dict[str, Any]) -> None:
         """Show one event or delta; unknown ones are passed over."""
+        self._show(item)
+        self._running.show(self._calls)
+
+    def _show(self, item: dict[str, Any]) -> None:
         match item["type"]:
+            case "delta.tool_arguments" if _attempt(item)[0] == "/":
+                self._running.write(item)
+            case "delta.tool_output" if _attempt(item)[0] == "/":
+                self._running.print(item)
+            case stream.LOST:
+                self._running.forget()
+            case "delta.reset" if item.get("call"):
+                self._running.printed(item["call"])
             case "delta.message" | "delta.thinking":
                 self._stream(item)
             case "delta.reset":
@@ -51,13 +70,25 @@ class View:
             case "model.request_finished" if item.get("error"):
                 self._model_failed(item)
             case "approval.requested":
-                self._line(item, f"? waits for you: sojourn approve {item.get('approval')}", "yellow")
+                self._question(item)
             case "approval.resolved":
-                self._line(item, f"decided: {item.get('decision', '')} {item.get('reason') or ''}".rstrip(), "yellow")
+                self._decided(item)
+            case "run.held":
+                self._line(item, f"{item['by']} put the run on hold{_because(item)}", "yellow")
+            case "signal.received":
+                data = cut(item.get("data") or "", SAID_LINES, SAID_CHARS)
+                self._line(item, f"signal {one_line(item['name'], 200)} {data}".removesuffix(" null").rstrip(), "cyan")
+            case "run.queued" if item.get("made_from"):
+                self._line(item, f"this run goes on from {item['made_from']}", "dim")
+            case "context.compacted":
+                self._line(item, _shortened(item), "dim")
             case "agent.frame_started":
                 self._line(item, f"▸ sub-agent {item.get('tool') or ''} begins", "dim")
             case "run.failed" | "error":
                 self._line(item, _reason(item["error"]), "red" if item["type"] == "run.failed" else "yellow")
+            case "run.suspended":
+                self._open = {id_: asked for id_, asked in self._open.items() if id_ in item["waits"]}
+                self._line(item, "… the run waits, and holds nothing meanwhile", "yellow")
             case kind if kind in _NOTES:
                 self._line(item, _NOTES[kind], "yellow")
 
@@ -87,6 +118,7 @@ class View:
         if _attempt(item) != self._attempt and self._shown:
             self.out.line("… the answer broke off and begins anew", "dim")
             self._shown = {}
+        self._running.written()
         self._attempt, self._told = _attempt(item), {}
 
     def _settle(self, kind: str, item: dict[str, Any]) -> None:
@@ -100,7 +132,7 @@ class View:
         elif shown and latest == kind and text.startswith(shown):
             self.out.write(text[len(shown) :], style)
         else:
-            self._line(item, text if kind == "message" else _cut(text, RESULT_LINES, self.out.width * 4), style)
+            self._line(item, text if kind == "message" else cut(text, RESULT_LINES, self.out.width * 4), style)
 
     # ---- one line each -------------------------------------------------------------------------
 
@@ -110,10 +142,26 @@ class View:
         self.out.line("\n".join(indent + line for line in text.split("\n")), style)
 
     def _said(self, item: dict[str, Any]) -> None:
-        self._line(item, "> " + _cut(item.get("text", ""), SAID_LINES, 2000).replace("\n", "\n> "), "cyan")
+        self._line(item, "> " + cut(item.get("text", ""), SAID_LINES, SAID_CHARS).replace("\n", "\n> "), "cyan")
+
+    def _question(self, item: dict[str, Any]) -> None:
+        self._open[item["wait"]] = item
+        if item["kind"] != "hold":  # that was told already
+            self._line(item, questions.headline(item), "yellow")
+        body = questions.shown(item)
+        self._line(item, "\n".join("  " + line for line in (*(body.split("\n") if body else ()), questions.how(item))))
+
+    def _decided(self, item: dict[str, Any]) -> None:
+        several = len(self._open) > 1
+        asked = self._open.pop(item["wait"], {})
+        about = f" ({one_line(asked['title'], 200)})" if asked and several else ""
+        held = asked.get("kind") == "hold"
+        fact = "ended the hold" if held else f"decided: {item['decision']}{about}"
+        self._line(item, f"{item['by']} {fact}{_because(item)}", "yellow")
 
     def _tool_use(self, item: dict[str, Any]) -> None:
         self._shown = {}
+        self._running.written()
         label = f"{item['tool']} {arguments(item.get('arguments') or '')}".rstrip()
         self._calls[item["call"]] = label
         asked = {"ask": "  (waits for approval)", "deny": "  (denied)"}.get(item.get("evaluated_permission", ""), "")
@@ -123,9 +171,10 @@ class View:
         label = self._calls.pop(item["call"], item.get("tool", ""))
         if self._calls:
             self._line(item, "  ↳ " + one_line(label, max(self.out.width - 8, 20)), "dim")
-        text = item.get("text") or "(no output)"
-        cut = _cut(text.rstrip("\n"), RESULT_LINES, RESULT_LINES * self.out.width)
-        self._line(item, "  " + cut.replace("\n", "\n  "), "red" if item.get("error") else "dim")
+        text = (item.get("text") or "(no output)").rstrip("\n")
+        seen = self._running.printed(item["call"]) and self.out.color
+        kept = _end(text) if seen else cut(text, RESULT_LINES, RESULT_LINES * self.out.width)
+        self._line(item, "  " + kept.replace("\n", "\n  "), "red" if item.get("error") else "dim")
 
     def _model_failed(self, item: dict[str, Any]) -> None:
         again = " It may be tried again." if item.get("retry") else ""
@@ -174,8 +223,20 @@ def _reason(error: Any) -> str:
     return str(error)
 
 
-def _cut(text: str, lines: int, chars: int) -> str:
-    """The beginning of a text, with a note of what is left out."""
-    kept = "\n".join(text[:chars].split("\n")[:lines])
-    rest = len(text) - len(kept)
-    return kept if rest <= 0 else f"{kept.rstrip()}\n… {count(rest, 'character')} more (--json shows all)"
+def _because(item: dict[str, Any]) -> str:
+    return f" · {item['reason']}" if item.get("reason") else ""
+
+
+def _shortened(item: dict[str, Any]) -> str:
+    if not item.get("usage"):
+        return "the model is shown less of what came before"
+    return f"what came before was summed up for the model · {tokens(item['usage'])} · {money(item.get('cost'))}"
+
+
+def _end(text: str) -> str:
+    """The last lines of what was seen as it was printed, with a note of what is left out."""
+    tail = Tail()
+    tail.add(text)
+    lines = tail.last(TAIL_LINES)
+    left = f"{lines.pop(0)} (--json shows all)\n" if text.count("\n") >= TAIL_LINES else ""
+    return left + "\n".join(lines)

@@ -17,7 +17,8 @@ SCOPES: Mapping[str, str] = {
     "approvals:read": "See what waits for a person.",
     "approvals:decide": "Answer what waits for a person.",
     "budgets:raise": "Raise the limits of a run that has used them up.",
-    "admin:keys": "See, make and revoke the tenant's API keys; a key is shown once, when it is made.",
+    "admin:keys": "See, make and revoke the tenant's API keys and signing keys, and say whose exports are let in.",
+    "admin:runs": "Let runs out of quarantine.",
     "admin:metrics": "Read the server's metrics, which count all tenants.",
 }
 """Every scope, and what it allows."""

@@ -27,6 +27,8 @@ Executor = Literal["server", "client", "agent", "person", "event", "clock"]
 
 def digest(value: object) -> str:
     """Name a piece of data by its content: sha256:<hex> of its canonical JSON."""
+    if isinstance(value, msgspec.Struct):  # as JSON gives it back: 50 in the place of a float is 50.0
+        value = msgspec.json.decode(msgspec.json.encode(value), type=type(value))
     return "sha256:" + hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()
 
 
@@ -58,7 +60,7 @@ class Suspend(Plain, frozen=True, kw_only=True):
     every_turns: Annotated[int, Meta(ge=1)] | None = None
     after_active_s: Annotated[float, Meta(gt=0)] | None = None
     """Seconds during which something of the run was in flight, counted anew after each stop."""
-    at: datetime | None = None
+    at: Annotated[datetime, Meta(tz=True)] | None = None
     """Once, at the first step that ends after this time."""
 
 

@@ -86,9 +86,13 @@ class Room(Plain, frozen=True, kw_only=True):
 
 def charge_step(spent: Spent, usage: Usage, usd_micros: int) -> Spent:
     """Add one model reply."""
+    return msgspec.structs.replace(charge_tokens(spent, usage, usd_micros), steps=spent.steps + 1)
+
+
+def charge_tokens(spent: Spent, usage: Usage, usd_micros: int) -> Spent:
+    """Add what was paid for without a step."""
     return msgspec.structs.replace(
         spent,
-        steps=spent.steps + 1,
         input_tokens=spent.input_tokens + usage.prompt,
         output_tokens=spent.output_tokens + usage.output,
         usd_micros=spent.usd_micros + usd_micros,
@@ -96,8 +100,8 @@ def charge_step(spent: Spent, usage: Usage, usd_micros: int) -> Spent:
     )
 
 
-def exhausted(limits: Limits, spent: Spent) -> str | None:
-    """Name the first limit that leaves no room for another step."""
+def exhausted(limits: Limits, spent: Spent) -> tuple[str, ...]:
+    """Name the limits that leave no room for another step."""
     pairs = (
         ("steps", limits.steps, spent.steps),
         ("tool_calls", limits.tool_calls, spent.tool_calls),
@@ -106,4 +110,4 @@ def exhausted(limits: Limits, spent: Spent) -> str | None:
         ("usd_micros", limits.usd_micros, spent.usd_micros),
         ("active_s", limits.active_s, spent.active_ms / 1000),
     )
-    return next((name for name, limit, used in pairs if limit is not None and used >= limit), None)
+    return tuple(name for name, limit, used in pairs if limit is not None and used >= limit)

@@ -103,6 +103,8 @@ class Grant(Plain, frozen=True, kw_only=True):
 
     id: str
     by: str
+    ask: Asking = Asking()
+    """How it was asked for; a call that must be asked about in another way is not covered."""
     tool_digest: str
     args_digest: str | None = None
     """The only arguments that it is good for, None for any."""
@@ -189,6 +191,18 @@ class Marks(Plain, frozen=True, kw_only=True):
     """The agent was told that it goes round in circles."""
 
 
+class Compaction(Plain, frozen=True, kw_only=True):
+    """How much of a long transcript its model is shown. Positions count from the first message."""
+
+    upto: int = 0
+    """The messages before this are told by `summary`."""
+    summary: str = ""
+    cleared: int = 0
+    """Of the observations before this one line is shown."""
+    spilled: int = 0
+    """Of long observations before this the two ends are shown."""
+
+
 class Frame(Plain, frozen=True, kw_only=True):
     """One agent's place in a run. `id` is "/" for the root, and the uid of the call that began it for the others."""
 
@@ -201,6 +215,7 @@ class Frame(Plain, frozen=True, kw_only=True):
     stored: int = 0
     """How many messages come before those in `messages` and are kept elsewhere."""
     history: tuple[Segment, ...] = ()
+    compaction: Compaction | None = None
     inbox: tuple[Message, ...] = ()
     """What a user said while calls were open; it is heard before the next model call."""
     calls: tuple[Call, ...] = ()
@@ -229,7 +244,8 @@ class Continuation(Plain, frozen=True, kw_only=True):
     """A run. `rev` counts the events that made it, and `head` is the end of their hash chain."""
 
     format: str = FORMAT
-    version: int = VERSION
+    version: int = 1
+    """Not written where it is 1, so the default stays 1 in every version."""
     run_id: str
     tenant: str
     session_id: str

@@ -12,8 +12,19 @@ from msgspec import Meta
 
 from sojourn.loop.agent import AgentRef, Suspend
 from sojourn.loop.budget import Held, Limits, Spent
-from sojourn.loop.continuation import Decision, Failure, Frame, Lineage, Phase, Principal, Segment, Signal
-from sojourn.loop.messages import Message, Plain
+from sojourn.loop.continuation import (
+    Compaction,
+    Decision,
+    Failure,
+    Frame,
+    Lineage,
+    Phase,
+    Principal,
+    Segment,
+    Signal,
+    Wait,
+)
+from sojourn.loop.messages import Message, Plain, Usage
 
 
 class Began(Plain, frozen=True, kw_only=True, tag="began"):
@@ -42,6 +53,8 @@ class Adopted(Plain, frozen=True, kw_only=True, tag="adopted"):
     limits: Limits
     spent: Spent = Spent()
     suspend: Suspend = Suspend()
+    wait: Wait | None = None
+    waits: int = 0
     signals: tuple[Signal, ...] = ()
     heard: tuple[str, ...] = ()
     lineage: Lineage
@@ -210,7 +223,30 @@ class Turned(Plain, frozen=True, kw_only=True, tag="turned"):
     error: Failure | None = None
 
 
-NotedKind = Literal["sandbox.opened", "sandbox.restored", "sandbox.suspended", "context.compacted"]
+NotedKind = Literal["sandbox.opened", "sandbox.restored"]
+
+
+class Asked(Plain, frozen=True, kw_only=True, tag="asked"):
+    """Questions were opened: a fact for readers, which keeps what people were shown."""
+
+    at: datetime
+    waits: tuple[Wait, ...]
+
+
+class Compacted(Plain, frozen=True, kw_only=True, tag="compacted"):
+    """What a frame's model is shown of its transcript was made shorter, within the attempt that it is for."""
+
+    at: datetime
+    frame: str
+    step: int
+    attempt: int
+    compaction: Compaction
+    originals: str = ""
+    """The digest of the messages that a new summary stands for."""
+    model: str = ""
+    """Who wrote the summary, as `provider:model`; empty where no model did."""
+    usage: Usage | None = None
+    usd_micros: int | None = None
 
 
 class Noted(Plain, frozen=True, kw_only=True, tag="noted"):
@@ -223,7 +259,7 @@ class Noted(Plain, frozen=True, kw_only=True, tag="noted"):
 
 Event = (
     Began | Adopted | ModelAsked | Replied | ModelErred | ModelLost | Intended | Returned | CallLost | Said | Decided
-    | Paused | Signalled | Cancelled | GaveUp | Ticked | Turned | Noted
+    | Paused | Signalled | Cancelled | GaveUp | Ticked | Turned | Asked | Compacted | Noted
 )  # fmt: skip
 
 _encoder = msgspec.json.Encoder()

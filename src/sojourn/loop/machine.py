@@ -15,18 +15,29 @@ The worker drives it, and after a crash, a deploy or three days of waiting it is
     frame:  ready --Replied, calls--> acting --all settled--> ready ... --Replied, no calls--> done
     call:   proposed -> authorized -> intent -> succeeded | failed | unknown
             proposed -> waiting -> authorized | rejected | answered | expired,  proposed -> denied
+            authorized -> waiting, or a frame of its own: where no worker runs it
 """
 
 import hashlib
 from collections.abc import Callable
-from datetime import datetime, timedelta
-from math import inf
+from datetime import datetime
 
 from msgspec.structs import replace
 
 from sojourn.loop import events as ev
 from sojourn.loop.budget import Room
-from sojourn.loop.continuation import Call, CallState, Continuation, Frame, Phase, Signal, frames, path, pending
+from sojourn.loop.continuation import (
+    VERSION,
+    Call,
+    CallState,
+    Compaction,
+    Continuation,
+    Frame,
+    Phase,
+    frames,
+    path,
+    pending,
+)
 from sojourn.loop.effects import CallModel, CallTool, Effect
 from sojourn.loop.step import budgets, calls, ending, pauses, replies, tree, waits
 from sojourn.loop.step.calls import Agents
@@ -39,6 +50,7 @@ SIGNALS_MAX = 256
 def begin(event: ev.Began | ev.Adopted) -> Continuation:
     """The continuation that a caller's request begins with; that of an adopted run is without bodies."""
     blank = Continuation(
+        version=VERSION,
         run_id=event.run_id,
         tenant=event.tenant,
         session_id=event.session_id,
@@ -50,7 +62,15 @@ def begin(event: ev.Began | ev.Adopted) -> Continuation:
         root=_root(event) if isinstance(event, ev.Began) else event.root,
     )
     if isinstance(event, ev.Adopted):
-        blank = replace(blank, spent=event.spent, signals=event.signals, heard=event.heard, lineage=event.lineage)
+        blank = replace(
+            blank,
+            spent=event.spent,
+            wait=event.wait,
+            waits=event.waits,
+            signals=event.signals,
+            heard=event.heard,
+            lineage=event.lineage,
+        )
     return _seal(blank, blank, event)
 
 
@@ -68,13 +88,16 @@ def apply(agents: Agents, continuation: Continuation, event: ev.Event) -> Contin
     """Say what is true after `event`. Returns `continuation` itself where the event answers nothing that is open."""
     if continuation.root.ended and not isinstance(event, ev.Turned | ev.Noted):
         return continuation
-    after = _change(agents, continuation, event)
+    after = _change(agents, budgets.aged(continuation, event.at), event)
     if after is None:
         return continuation
-    after = replace(after, spent=replace(after.spent, active_ms=_active_ms(continuation, event.at)))
-    after = _match(budgets.charge(after, event)) if after.root is not continuation.root or after.signals else after
-    after = budgets.bound(replace(after, root=ending.settle(after.root)), event.at)
-    after = replace(after, root=pauses.rest(agents, after, event.at))
+    after = budgets.charge(after, event)
+    if after.wait is None:
+        after = _launch(agents, after, event.at)
+    if after.signals:
+        after = _match(after, event.at)
+    after = budgets.bound(after, event.at)
+    after = replace(after, root=pauses.rest(agents, after, event.at), wait=None if after.root.ended else after.wait)
     return _seal(continuation, after, event)
 
 
@@ -88,7 +111,7 @@ def due(agents: Agents, continuation: Continuation) -> tuple[Effect, ...]:
             continue
         if pauses.asks(frame) and (room := budgets.take_step(pools)) is not None:
             effects.append(_call_model(agents, frame, room))
-        if frame.calls and not _barred(agents, frame):
+        if frame.calls and not calls.barred(agents, frame):
             taken = (call for call in frame.calls if budgets.runs(call) and budgets.take_call(pools, call))
             effects.extend(_call_tool(continuation, frame, call) for call in taken)
     return tuple(effects)
@@ -113,8 +136,8 @@ def wake_at(continuation: Continuation) -> datetime | None:
     times = [wait.expires_at for wait in pending(continuation) if wait.expires_at and wait.ask.on_expire != "keep"]
     if continuation.wait is None:
         times += [frame.turn.not_before for frame in frames(continuation.root) if frame.turn.not_before is not None]
-    if (left_ms := _active_left_ms(continuation)) < inf and _busy(continuation):
-        times.append(continuation.updated_at + timedelta(milliseconds=max(0.0, left_ms)))
+    if (deadline := budgets.deadline(continuation)) is not None:
+        times.append(deadline)
     return min(times, default=None)
 
 
@@ -126,7 +149,7 @@ def phase(agents: Agents, continuation: Continuation) -> Phase:
         case "failed" | "cancelled" as ended:
             return ended
     pauses = continuation.wait is None and any(frame.turn.not_before for frame in frames(continuation.root))
-    return "running" if pauses or _busy(continuation) or due(agents, continuation) else "suspended"
+    return "running" if pauses or budgets.busy(continuation.root) or due(agents, continuation) else "suspended"
 
 
 def link(head: str, event: ev.Event) -> str:
@@ -144,24 +167,23 @@ def _change(agents: Agents, continuation: Continuation, event: ev.Event) -> Cont
             return decide(agents, continuation, event)
         case ev.ModelAsked():
             return _announce(continuation, event)
+        case ev.Intended():
+            return _intend(agents, continuation, event)
         case ev.Ticked():
-            passed_ms = _active_ms(continuation, event.at) - continuation.spent.active_ms
-            spent_out = passed_ms >= _active_left_ms(continuation)
-            return expire(continuation, event.at) or (continuation if spent_out else None)
+            return expire(continuation, event.at) or (continuation if budgets.overdue(continuation) else None)
         case ev.Paused() if continuation.wait is None:
             return _hold(continuation, event)
         case ev.Signalled(signal=signal) if signal.id not in continuation.heard:
             heard = (*continuation.heard, signal.id)[-SIGNALS_MAX:]
             signals = (*continuation.signals, signal)[-SIGNALS_MAX:]
             return replace(continuation, heard=heard, signals=signals)
-        case ev.Turned() | ev.Noted():
+        case ev.Turned() | ev.Noted() | ev.Asked():
             return continuation
-    root = _change_root(agents, continuation, event)
+    root = _change_root(agents, continuation.root, event)
     return replace(continuation, root=root) if root is not None else None
 
 
-def _change_root(agents: Agents, continuation: Continuation, event: ev.Event) -> Frame | None:
-    root, run_id = continuation.root, continuation.run_id
+def _change_root(agents: Agents, root: Frame, event: ev.Event) -> Frame | None:
     match event:
         case ev.Replied():
             return _turn(root, event, lambda frame: replies.reply(agents, frame, event))
@@ -169,8 +191,8 @@ def _change_root(agents: Agents, continuation: Continuation, event: ev.Event) ->
             return _turn(root, event, lambda frame: replies.retry(agents, frame, event))
         case ev.ModelLost():
             return _turn(root, event, replies.again)
-        case ev.Intended():
-            return _attempt(root, event, "authorized", lambda _, call: calls.intend(call, run_id, event.at))
+        case ev.Compacted(compaction=compaction):
+            return _turn(root, event, lambda frame: _shorter(frame, compaction))
         case ev.Returned():
             return _attempt(root, event, "intent", lambda _, call: calls.finish(call, event))
         case ev.CallLost():
@@ -185,37 +207,54 @@ def _change_root(agents: Agents, continuation: Continuation, event: ev.Event) ->
     return None
 
 
-Turning = ev.ModelAsked | ev.Replied | ev.ModelErred | ev.ModelLost
+Turning = ev.Replied | ev.ModelErred | ev.ModelLost | ev.Compacted
 
 
-def _fits(frame: Frame, event: Turning, *, sent: bool = True) -> bool:
-    """Whether the event names the frame's present model attempt."""
-    place = (event.step, event.attempt, sent)
-    return frame.state == "ready" and (frame.step, frame.turn.attempt, frame.turn.sent) == place
+def _shorter(frame: Frame, compaction: Compaction) -> Frame | None:
+    return replace(frame, compaction=compaction) if frame.compaction != compaction else None
 
 
-def _turn(root: Frame, event: Turning, change: Callable[[Frame], Frame]) -> Frame | None:
-    """Change the frame whose present model attempt the event names."""
-    return tree.at_frame(root, event.frame, lambda frame: change(frame) if _fits(frame, event) else None)
+def _turn(root: Frame, event: Turning, change: Callable[[Frame], Frame | None]) -> Frame | None:
+    """Change the frame whose running model attempt the event names."""
+
+    def running(frame: Frame) -> bool:
+        sent = frame.state == "ready" and frame.turn.sent
+        return sent and (frame.step, frame.turn.attempt) == (event.step, event.attempt)
+
+    return tree.at_frame(root, event.frame, lambda frame: change(frame) if running(frame) else None)
 
 
 def _announce(continuation: Continuation, event: ev.ModelAsked) -> Continuation | None:
     """Set a model call's cost aside, or stop where there is no room for it."""
     frame = next(iter(path(continuation.root, event.frame)[-1:]), None)
-    if frame is None or not _fits(frame, event, sent=False):
+    if frame is None or continuation.wait is not None or not pauses.asks(frame):
+        return None
+    if (frame.step, frame.turn.attempt) != (event.step, event.attempt):
         return None
     after = budgets.announced(continuation, event, frame)
-    if after is not continuation:
-        return after
-    root = tree.at_frame(continuation.root, event.frame, lambda f: replies.ask_model(f, event.held))
-    return replace(continuation, root=root or continuation.root)
+    if after is None:
+        return None
+    refused = after is not continuation
+    change = replies.again if refused else lambda one: replies.ask_model(one, event.held)
+    return replace(after, root=tree.at_frame(after.root, event.frame, change) or after.root)
+
+
+def _intend(agents: Agents, continuation: Continuation, event: ev.Intended) -> Continuation | None:
+    """Write down that a call begins, where nothing holds it."""
+
+    def begin(frame: Frame, call: Call) -> Call | None:
+        held = continuation.wait is not None or calls.barred(agents, frame)
+        return None if held or not budgets.runs(call) else calls.intend(call, continuation.run_id, event.at)
+
+    root = _attempt(continuation.root, event, "authorized", begin)
+    return replace(continuation, root=root) if root is not None else None
 
 
 def _attempt(
     root: Frame,
     event: ev.Intended | ev.Returned | ev.CallLost,
     state: CallState,
-    change: Callable[[Frame, Call], Call],
+    change: Callable[[Frame, Call], Call | None],
 ) -> Frame | None:
     """Change the call whose present attempt the event names."""
     place = (state, event.attempt)
@@ -230,42 +269,32 @@ def _hold(continuation: Continuation, event: ev.Paused) -> Continuation:
     return replace(continuation, wait=wait, waits=continuation.waits + 1)
 
 
-def _match(continuation: Continuation) -> Continuation:
-    """Give every signal to the oldest call that waits for an event of its name."""
+def _launch(agents: Agents, continuation: Continuation, at: datetime) -> Continuation:
+    """Begin the calls that may run and that no worker runs."""
+    root = continuation.root
+    for frame in frames(root):
+        if any(calls.launches(call) for call in frame.calls):
+            root = tree.at_frame(root, frame.id, lambda one: calls.launch(agents, one, at)) or root
+    return continuation if root is continuation.root else replace(continuation, root=root)
+
+
+def _match(continuation: Continuation, at: datetime) -> Continuation:
+    """Give every signal, the first one first, to the oldest call that waits for an event of its name."""
+    waiting = [wait for wait in pending(continuation) if wait.kind == "event" and (wait.expires_at or at) >= at]
+    waiting.sort(key=lambda wait: wait.created_at)
+    root, left = continuation.root, []
     for signal in continuation.signals:
-        continuation = _hear(continuation, signal)
-    return continuation
+        wait = next((wait for wait in waiting if wait.about == signal.name), None)
+        if wait is None or wait.call is None:
+            left.append(signal)
+            continue
+        waiting.remove(wait)
+        root = tree.at_call(root, wait.call, _heard(signal.data)) or root
+    return replace(continuation, root=root, signals=tuple(left))
 
 
-def _hear(continuation: Continuation, signal: Signal) -> Continuation:
-    waiting = [wait for wait in pending(continuation) if wait.kind == "event" and wait.about == signal.name]
-    if not waiting or waiting[0].call is None:
-        return continuation
-    root = tree.at_call(continuation.root, waiting[0].call, lambda _, call: calls.close(call, "answered", signal.data))
-    left = tuple(one for one in continuation.signals if one is not signal)
-    return replace(continuation, root=root or continuation.root, signals=left)
-
-
-# ---- time and the seal -----------------------------------------------------------------------
-
-
-def _busy(continuation: Continuation) -> bool:
-    """Whether anything is in flight."""
-    return bool(in_flight(continuation, continuation.updated_at))
-
-
-def _active_ms(continuation: Continuation, at: datetime) -> int:
-    """The active time up to `at`; a clock that goes backwards adds nothing."""
-    passed = max(timedelta(), at - continuation.updated_at) if _busy(continuation) else timedelta()
-    return continuation.spent.active_ms + passed // timedelta(milliseconds=1)
-
-
-def _active_left_ms(continuation: Continuation) -> float:
-    """How much active time is left before what is in flight must be stopped; a limit that suspends stops nothing."""
-    limits = continuation.limits
-    if limits.active_s is None or limits.on_exhaust != "fail":
-        return inf
-    return limits.active_s * 1000 - continuation.spent.active_ms
+def _heard(data: str) -> Callable[[Frame, Call], Call]:
+    return lambda _, call: calls.close(call, "answered", data)
 
 
 def _seal(before: Continuation, after: Continuation, event: ev.Event) -> Continuation:
@@ -278,12 +307,6 @@ def _seal(before: Continuation, after: Continuation, event: ev.Event) -> Continu
 # ---- effects ---------------------------------------------------------------------------------
 
 
-def _barred(agents: Agents, frame: Frame) -> bool:
-    """Whether the frame's calls wait until every question of the step is answered."""
-    barrier = agents[frame.agent.digest].policy.barrier
-    return barrier and any(call.wait is not None and call.wait.kind == "approval" for call in frame.calls)
-
-
 def _call_model(agents: Agents, frame: Frame, room: Room) -> CallModel:
     return CallModel(
         frame=frame.id,
@@ -292,6 +315,8 @@ def _call_model(agents: Agents, frame: Frame, room: Room) -> CallModel:
         attempt=frame.turn.attempt,
         model=agents[frame.agent.digest].models[frame.turn.model],
         messages=frame.messages,
+        compaction=frame.compaction,
+        goal=frame.history[-1].stop if frame.history else 0,
         room=room,
     )
 
@@ -308,4 +333,5 @@ def _call_tool(continuation: Continuation, frame: Frame, call: Call) -> CallTool
         args=waits.arguments(call),
         key=call.key or calls.idempotency_key(continuation.run_id, call),
         provider_id=call.provider_id,
+        approved=call.gate is not None and call.gate.verdict == "ask",
     )

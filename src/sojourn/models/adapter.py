@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from sojourn.errors import Invalid
 from sojourn.loop.messages import Message
 from sojourn.models.dialect import Dialect, not_promised
+from sojourn.models.kept import Kept
 from sojourn.models.model import Delta, Endpoint, ModelFailed, Request
 from sojourn.models.wire.failures import interrupted_by, problem, refused, retry_after_s
 from sojourn.models.wire.keys import Key, Keys
@@ -19,26 +20,29 @@ from sojourn.models.wire.transport import Answer, Transport
 
 
 class HttpModel:
-    """A model port over HTTP in one dialect; `forced` is the dialect of requests whose tool_mode is json_schema."""
+    """A model port over HTTP; `dialects` are the plain one and that of requests whose tool_mode is json_schema."""
 
     def __init__(
-        self, endpoint: Endpoint, dialect: Dialect, *, forced: Dialect | None, transport: Transport, keys: Keys
+        self, endpoint: Endpoint, dialects: tuple[Dialect, Dialect], *, transport: Transport, keys: Keys, kept: Kept
     ) -> None:
         self.provider = endpoint.name
-        self.dialect = dialect.name
+        self.dialect = dialects[0].name
         self._endpoint = endpoint
-        self._url = request_url(endpoint, dialect.path)
-        self._dialect = dialect
-        self._forced = forced
+        self._url = request_url(endpoint, dialects[0].path)
+        self._dialects = dialects
         self._transport = transport
         self._keys = keys
+        self._kept = kept
 
-    async def stream(self, request: Request, *, message_id: str) -> AsyncIterator[Delta | Message]:
+    async def stream(
+        self, request: Request, *, message_id: str, run: object | None = None
+    ) -> AsyncIterator[Delta | Message]:
         """Make one attempt; see the port."""
-        forced = "json_schema" in (request.tool_mode, self._endpoint.tool_mode) and request.tools
-        dialect = self._forced if forced and self._forced else self._dialect
+        forced = "json_schema" in (request.tool_mode, self._endpoint.tool_mode) and bool(request.tools)
+        dialect = self._dialects[forced]
         reply = dialect.reply(request, self.provider, message_id=message_id)
-        answer = await self._ask(dialect, request)
+        answer = await self._ask(dialect, dialect.body(request, self._endpoint, self._kept.of(run)))
+        del request  # its images and files are no more needed
         try:
             parser = EventParser()
             while not reply.done and (chunk := await answer.read()):
@@ -57,9 +61,8 @@ class HttpModel:
         except EventTooLarge as error:
             raise ModelFailed("protocol", f"'{self.provider}': {error}.", retry=False) from None
 
-    async def _ask(self, dialect: Dialect, request: Request) -> Answer:
+    async def _ask(self, dialect: Dialect, body: list[bytes]) -> Answer:
         """Post the request; returns an answer that streams. Raises ModelFailed."""
-        body = dialect.body(request, self._endpoint)
         key = self._keys.take()
         headers = dialect.headers(key.secret if key else None) | self._endpoint.headers
         answer = await self._transport.post(

@@ -4,16 +4,22 @@
 I/O, so that all of it can be tested on bytes.
 """
 
+import logging
 import re
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
 from sojourn.loop.messages import Message
+from sojourn.models.kept import Transcripts
 from sojourn.models.model import Delta, Endpoint, ModelFailed, Request
 
+log = logging.getLogger("sojourn.models")
+
 T = TypeVar("T")
+Tokens = Annotated[int, msgspec.Meta(le=100_000_000)]
+"""A count that a provider tells; one that is larger than any window cannot be true."""
 _SURROGATES = re.compile(rb"(\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..)|\\u[dD][89a-fA-F]..")
 
 
@@ -40,9 +46,24 @@ class Dialect(NamedTuple):
     """Where requests go, after the version in the base URL."""
     headers: Callable[[str | None], dict[str, str]]
     """The headers that carry a key."""
-    body: Callable[[Request, Endpoint], bytes]
+    body: Callable[[Request, Endpoint, Transcripts], list[bytes]]
+    """The request in pieces, written with the help of what is kept of its transcript. Raises ModelFailed."""
     reply: Callable[..., Reply]
     """A new reply: `(request, provider, *, message_id)`."""
+
+
+def whole(before: Mapping[str, Any], messages: Iterable[bytes], after: Mapping[str, Any]) -> list[bytes]:
+    """Put a request together: its first members, its messages as they are written, and its last members."""
+    opening, rest = msgspec.json.encode(before), msgspec.json.encode(after)
+    return [opening[:-1] + b',"messages":[', *messages, b"]," + rest[1:]]
+
+
+def listed(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Set commas between the pieces."""
+    for place, piece in enumerate(pieces):
+        if place:
+            yield b","
+        yield piece
 
 
 def not_promised(provider: str, what: str) -> ModelFailed:
@@ -62,3 +83,12 @@ def decoded(decode: Callable[[bytes], T], data: bytes, *, provider: str) -> T:
         if mended != data:
             return decoded(decode, mended, provider=provider)
     raise not_promised(provider, "sent an event that its dialect does not know")
+
+
+def counted(kind: type[T], told: Any, *, provider: str) -> T | None:
+    """Read the token counts of a reply; None where a provider tells what cannot be true, so that nobody is charged."""
+    try:
+        return msgspec.convert(told, kind, strict=False)
+    except msgspec.ValidationError:
+        log.warning("model.usage_unusable", extra={"provider": provider})
+        return None

@@ -13,6 +13,7 @@ from sojourn.errors import Invalid
 from sojourn.models.adapter import HttpModel
 from sojourn.models.anthropic import ANTHROPIC
 from sojourn.models.json_schema import JSON_SCHEMA
+from sojourn.models.kept import Kept
 from sojourn.models.model import Endpoint
 from sojourn.models.openai import OPENAI
 from sojourn.models.wire.keys import Keys
@@ -33,6 +34,7 @@ class Endpoints:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._transport = transport or Transport()
+        self._kept = Kept()
         self._endpoints = {endpoint.name: endpoint for endpoint in endpoints}
         self._models = {name: self._model(endpoint, now) for name, endpoint in self._endpoints.items()}
 
@@ -41,10 +43,11 @@ class Endpoints:
             raise Invalid(f"A provider cannot be called {endpoint.name!r}: use letters, digits, '-', '_' and '.'.")
         if any(not _HEADER.fullmatch(f"{name}:{value}") for name, value in endpoint.headers.items()):
             raise Invalid(f"A header of provider '{endpoint.name}' has characters that HTTP does not allow.")
-        dialect, forced = (ANTHROPIC, None) if endpoint.dialect == "anthropic" else (OPENAI, JSON_SCHEMA)
-        if endpoint.tool_mode == "json_schema" and forced is None:
+        dialects = (ANTHROPIC, ANTHROPIC) if endpoint.dialect == "anthropic" else (OPENAI, JSON_SCHEMA)
+        if endpoint.tool_mode == "json_schema" and endpoint.dialect == "anthropic":
             raise Invalid(f"Provider '{endpoint.name}': tool_mode json_schema is for the dialect openai.")
-        return HttpModel(endpoint, dialect, forced=forced, transport=self._transport, keys=Keys(endpoint, now=now))
+        keys = Keys(endpoint, now=now)
+        return HttpModel(endpoint, dialects, transport=self._transport, keys=keys, kept=self._kept)
 
     def resolve(self, reference: str) -> tuple[HttpModel, str]:
         """Find the adapter and the model's own name, which may hold more colons. Raises Invalid."""

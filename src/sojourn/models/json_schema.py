@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from sojourn.loop.messages import Message, Part, Reasoning, Role, Text, ToolCall
+from sojourn.models.kept import Transcripts
 from sojourn.models.model import ArgumentsDelta, Delta, Endpoint, ReasoningDelta, Request, TextDelta, ToolDefinition
 from sojourn.models.openai import OPENAI
 from sojourn.models.openai.reply import ChatReply
@@ -34,8 +35,8 @@ class _Forced(msgspec.Struct):
     answer: str | None = None
 
 
-def body(request: Request, endpoint: Endpoint) -> bytes:
-    """Write a request without tools whose reply is forced."""
+def body(request: Request, endpoint: Endpoint, _: Transcripts) -> list[bytes]:
+    """Write a request without tools whose reply is forced; it is told anew each time, for windows that are small."""
     schema = {"type": "json_schema", "json_schema": {"name": "reply", "schema": reply_schema(request.tools)}}
     prompt = _PROMPT.format(tools="\n".join(map(_line, request.tools)))
     plain = msgspec.structs.replace(
@@ -44,7 +45,7 @@ def body(request: Request, endpoint: Endpoint) -> bytes:
         messages=tuple(in_words(request, endpoint.name)),
         tools=(),
     )
-    return chat_body(plain, endpoint, forced=schema)
+    return chat_body(plain, endpoint, Transcripts(), forced=schema)
 
 
 def reply_schema(tools: Sequence[ToolDefinition]) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def in_words(request: Request, provider: str) -> Iterator[Message]:
 
 def _told(request: Request, provider: str) -> Iterator[tuple[Role, Part]]:
     """Tell calls in a sentence, because a small model repeats JSON that it sees, and results as the user's words."""
-    for turn in turns(request.messages, provider, model=request.model, id_pattern=_ANY):
+    for turn in turns(request.messages, provider, model=request.model, id_pattern=_ANY, used=set()):
         if turn.message.role == "user":
             yield from (("user", part) for part in turn.message.parts)
         elif text := turn.message.text.strip():

@@ -30,6 +30,7 @@ Failure = Literal[
     "no_key",  # no usable key: none configured, or all refused (401, 403)
     "not_found",  # the endpoint does not know the model
     "too_long",  # the prompt does not fit the model's window
+    "media_type",  # the transcript holds a picture or file that the model or its provider does not take
     "refused_request",  # any other 4xx: the same request will fail again
     "protocol",  # the answer is not what the dialect promises
 ]
@@ -64,8 +65,10 @@ class Request(Plain, frozen=True):
     tools: tuple[ToolDefinition, ...] = ()
     params: Params = Params()
     tool_mode: ToolMode = "native"
-    blobs: dict[str, bytes] = {}
-    """The bytes of every image and file that the messages name, by digest."""
+    blobs: Mapping[str, bytes] = {}
+    """The bytes of the images and files that the messages name, by digest; of the others the model is told."""
+    cache_key: str = ""
+    """The same for requests that begin alike, so that the provider sends them to one cache; see Endpoint.cache_key."""
 
 
 class TextDelta(msgspec.Struct, frozen=True, tag="message"):
@@ -93,11 +96,13 @@ class Model(Protocol):
     provider: str
     dialect: str
 
-    def stream(self, request: Request, *, message_id: str) -> AsyncGenerator[Delta | Message, None]:
+    def stream(
+        self, request: Request, *, message_id: str, run: object | None = None
+    ) -> AsyncGenerator[Delta | Message, None]:
         """Make one attempt: deltas as they come, then exactly one whole assistant Message, last.
 
         The message's `source`, `stop` and `usage` are filled in. Raises ModelFailed. Closing the iterator closes the
-        connection to the provider.
+        connection to the provider. What is written of the transcript may be kept for as long as the object `run` lives.
         """
         ...
 
@@ -123,6 +128,8 @@ class Endpoint(Plain, frozen=True):
     """The environment variable that holds the keys, so that messages can name it."""
     headers: dict[str, str] = {}
     tool_mode: ToolMode = "native"
+    cache_key: bool = False
+    """Tell it the request's cache_key as `prompt_cache_key`, which only some servers know."""
     time_outs: TimeOuts = TimeOuts()
 
     def __repr__(self) -> str:

@@ -1,7 +1,8 @@
-"""What a model call cost, in micro-USD.
+"""What a model call costs, in micro-USD, and how much a model can read.
 
-The worker asks after each call, for the ledger. The rule: an unknown price is None and never zero, and a price of the
-table belongs to the host that charges it, so that no server of your own is billed as a famous one.
+The worker asks after each call, for the ledger; estimates ask before. The rule: an unknown price is None and never
+zero, and a price of the table belongs to the host that charges it, so that no server of your own is billed as a famous
+one.
 
 The table is written by scripts/prices.py; docs/decisions/0004-prices.md says why.
 """
@@ -11,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 import msgspec
 
@@ -20,6 +21,10 @@ from sojourn.models.model import Endpoint
 
 _TABLE = Path(__file__).with_name("prices.json")
 _MILLION = 1_000_000
+WINDOW_TOKENS = 128_000
+"""What a model is taken for that nobody knows."""
+
+T = TypeVar("T")
 
 
 class Price(msgspec.Struct, frozen=True, array_like=True):
@@ -58,6 +63,7 @@ class _Model(msgspec.Struct, frozen=True):
     price: Price
     names: tuple[str, ...] = ()
     like: str = ""
+    window: int | None = None
     tiers: tuple[tuple[int, Price], ...] = ()
     """A prompt of more tokens than the first costs the second, all of it."""
 
@@ -82,11 +88,20 @@ class _Table(msgspec.Struct, frozen=True):
 
 
 class Prices:
-    """The prices of this process: the operator's, by `provider:model` or `provider:*`, before those of the table."""
+    """Prices and windows: what the operator says, by `provider:model` or `provider:*`, comes before the table."""
 
-    def __init__(self, endpoints: Iterable[Endpoint], *, own: Mapping[str, Price] | None = None) -> None:
+    def __init__(
+        self,
+        endpoints: Iterable[Endpoint],
+        *,
+        own: Mapping[str, Price] | None = None,
+        windows: Mapping[str, int] | None = None,
+        window_default: int = WINDOW_TOKENS,
+    ) -> None:
         table = msgspec.json.decode(_TABLE.read_bytes(), type=_Table)
         self._own = dict(own or {})
+        self._windows = dict(windows or {})
+        self._window_default = window_default
         self._providers = {
             endpoint.name: provider
             for endpoint in endpoints
@@ -97,18 +112,36 @@ class Prices:
 
     def cost_micros(self, reference: str, usage: Usage) -> int | None:
         """Price one call to the model `provider:model`; None if nobody told its price."""
-        if reference not in self._found:
-            self._found[reference] = self._find(reference)
-        model = self._found[reference]
+        own = _told(self._own, reference)
+        model = _Model(own) if own else self._listed(reference)
         if model is None:
             return None
         price = next((price for start, price in reversed(model.tiers) if usage.prompt > start), model.price)
         return price.cost_micros(usage)
 
-    def _find(self, reference: str) -> _Model | None:
-        provider, _, model = reference.partition(":")
-        own = self._own.get(reference) or self._own.get(f"{provider}:*")
-        if own:
-            return _Model(own)
-        charging = self._providers.get(provider)
-        return charging.find(model) if charging else None
+    def ceiling_micros(self, reference: str, *, input_tokens: int, output_tokens: int) -> int | None:
+        """Price the dearest call of this size: nothing is read from the cache, and all that is new is written to it."""
+        dearest = (
+            Usage(input=input_tokens, output=output_tokens),
+            Usage(cache_write=input_tokens, output=output_tokens),
+        )
+        costs = [self.cost_micros(reference, usage) for usage in dearest]
+        return max((cost for cost in costs if cost is not None), default=None)
+
+    def window(self, reference: str) -> int:
+        """Tell how many tokens, prompt and reply together, the model `provider:model` can hold."""
+        model = self._listed(reference)
+        return _told(self._windows, reference) or (model and model.window) or self._window_default
+
+    def _listed(self, reference: str) -> _Model | None:
+        """Look a model up in the table, under the provider whose host it is."""
+        if reference not in self._found:
+            provider, _, model = reference.partition(":")
+            charging = self._providers.get(provider)
+            self._found[reference] = charging.find(model) if charging else None
+        return self._found[reference]
+
+
+def _told(own: Mapping[str, T], reference: str) -> T | None:
+    """Look up what an operator says of one model, or else of all models of its provider."""
+    return own.get(reference) or own.get(f"{reference.partition(':')[0]}:*")

@@ -12,8 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from sojourn.errors import Invalid
-from sojourn.loop.messages import File, Image, Message, Source, ToolCall, ToolResult
+from sojourn.loop.messages import Message, Source, ToolCall, ToolResult
 
 NO_RESULT = "No result of this call was recorded."
 
@@ -34,13 +33,14 @@ class Turn(msgspec.Struct, frozen=True):
     exchanges: tuple[Exchange, ...] = ()
 
 
-def turns(messages: Sequence[Message], provider: str, *, model: str, id_pattern: re.Pattern[str]) -> Iterator[Turn]:
+def turns(
+    messages: Sequence[Message], provider: str, *, model: str, id_pattern: re.Pattern[str], used: set[str]
+) -> Iterator[Turn]:
     """Walk a transcript. Calls without a result get NO_RESULT, results without a call are left out.
 
     An id goes back as the same provider gave it, if it fits `id_pattern` and no earlier call of the transcript has it.
-    Any other is replaced by nine letters and digits, which every provider accepts.
+    Any other is replaced by nine letters and digits, which every provider accepts. Those that are taken go into `used`.
     """
-    used: set[str] = set()
     for place, message in enumerate(messages):
         if message.role == "user":
             yield Turn(message)
@@ -99,23 +99,3 @@ def arguments_object(arguments: str) -> msgspec.Raw:
     except (msgspec.MsgspecError, RecursionError):
         is_object = False
     return msgspec.Raw(raw if is_object else msgspec.json.encode({"malformed_arguments": raw.decode()}))
-
-
-def attached(part: Image | File, blobs: dict[str, bytes]) -> bytes:
-    """Look up the bytes of an attachment."""
-    try:
-        return blobs[part.blob]
-    except KeyError:
-        raise Invalid(f"The transcript names {part.blob}, but the request does not carry its bytes.") from None
-
-
-def readable(part: File) -> bool:
-    """Tell whether a file can be shown to any model as words."""
-    return part.media_type.startswith("text/") or part.media_type in {"application/json", "application/xml"}
-
-
-def as_words(part: File, data: bytes) -> str:
-    """Show a file as words: its text, or a note that it is there."""
-    if readable(part):
-        return f"File {part.name or part.blob}:\n{data.decode('utf-8', 'replace')}"
-    return f"[The file {part.name or part.blob} ({part.media_type}, {len(data):,} bytes) cannot be shown here.]"

@@ -18,7 +18,7 @@ from sojourn.sandboxes.sandbox import Limits, Snapshot
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEPTH_MAX = 128
 _UID = 1000  # as inside; it says nothing about this host
 _KINDS = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE)
@@ -51,10 +51,11 @@ def unpack(snapshot: Snapshot, top: Path, limits: Limits) -> None:
     try:
         with tarfile.open(fileobj=io.BytesIO(snapshot.data), mode="r:", errors="surrogateescape") as archive:
             members = list(_checked(archive, limits))
+        with _Unpacking(fd, snapshot.data) as unpacking:
             for member in members:
-                _place(archive, member, fd)
+                unpacking.place(member)
             for member in reversed(members):
-                _finish(member, fd)
+                unpacking.finish(member)
     except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError) as error:
         raise Invalid(f"the snapshot cannot be restored: {error}") from error
     finally:
@@ -161,41 +162,58 @@ def _checked(archive: tarfile.TarFile, limits: Limits) -> Iterator[tarfile.TarIn
         yield member
 
 
-def _place(archive: tarfile.TarFile, member: tarfile.TarInfo, top: int) -> None:
-    """Make one entry in a folder that is reached without any link."""
-    parent, name = _parent(member, top)
-    try:
+class _Unpacking:
+    """The folder as it is filled. Every entry is made in a folder that was reached without any link."""
+
+    def __init__(self, top: int, data: bytes) -> None:
+        self._top = top
+        self._data = memoryview(data)
+        self._folder, self._folder_fd = "", os.dup(top)
+
+    def __enter__(self) -> "_Unpacking":
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        os.close(self._folder_fd)
+
+    def place(self, member: tarfile.TarInfo) -> None:
+        """Make one entry; a folder is left open to us until `finish`."""
+        parent, name = self._parent(member)
         if member.isdir():
             os.mkdir(name, 0o700, dir_fd=parent)
         elif member.issym():
             os.symlink(member.linkname, name, dir_fd=parent)
+            os.utime(name, (member.mtime, member.mtime), dir_fd=parent, follow_symlinks=False)
         elif member.islnk():
-            source = _beneath(top, member.linkname, os.O_PATH)
+            source = _beneath(self._top, member.linkname, os.O_PATH)
             os.link(f"/proc/self/fd/{source}", name, dst_dir_fd=parent, follow_symlinks=True)
             os.close(source)
         else:
-            with os.fdopen(os.open(name, _NEW, 0o600, dir_fd=parent), "wb") as file:
-                file.write(archive.extractfile(member).read())
-    finally:
-        os.close(parent)
+            self._write(member, os.open(name, _NEW, 0o600, dir_fd=parent))
 
-
-def _finish(member: tarfile.TarInfo, top: int) -> None:
-    """Set times and permissions, from the last entry to the first, so that a folder is closed after it was filled."""
-    if member.islnk():
-        return
-    parent, name = _parent(member, top)
-    try:
-        os.utime(name, (member.mtime, member.mtime), dir_fd=parent, follow_symlinks=False)
-        if not member.issym():
+    def finish(self, member: tarfile.TarInfo) -> None:
+        """Set a folder's times and permissions; called from the last entry to the first, when it has been filled."""
+        if member.isdir():
+            parent, name = self._parent(member)
+            os.utime(name, (member.mtime, member.mtime), dir_fd=parent, follow_symlinks=False)
             os.chmod(name, member.mode & 0o777, dir_fd=parent)
-    finally:
-        os.close(parent)
 
+    def _write(self, member: tarfile.TarInfo, fd: int) -> None:
+        content = self._data[member.offset_data : member.offset_data + member.size]
+        with os.fdopen(fd, "wb", buffering=0) as file:
+            if len(content) != member.size or file.write(content) != member.size:
+                raise EOFError(f"{member.size} bytes were announced and not found, or not written")
+            os.utime(fd, (member.mtime, member.mtime))
+            os.fchmod(fd, member.mode & 0o777)
 
-def _parent(member: tarfile.TarInfo, top: int) -> tuple[int, str]:
-    folder, _, name = member.name.rpartition("/")
-    return _beneath(top, folder or ".", _FOLDER), name
+    def _parent(self, member: tarfile.TarInfo) -> tuple[int, str]:
+        """The folder of an entry, which is kept open for those that follow, and the entry's name in it."""
+        folder, _, name = member.name.rpartition("/")
+        if folder != self._folder:
+            fd = _beneath(self._top, folder or ".", _FOLDER)
+            os.close(self._folder_fd)
+            self._folder, self._folder_fd = folder, fd
+        return self._folder_fd, name
 
 
 def _beneath(top: int, path: str, flags: int) -> int:

@@ -7,6 +7,7 @@ killed at any time and the next one goes on.
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import re
 import sys
@@ -36,6 +37,8 @@ _ASK_TRIES = 3
 _CONNECT_TRIES = 5
 _START_S = 30.0
 _ARGV_BYTES_MAX = 128 << 10
+_ALONE = "alone"
+_ALONE_S, _ALONE_TRY_S = 60.0, 0.02
 
 
 class BwrapProvider:
@@ -43,13 +46,22 @@ class BwrapProvider:
 
     name = "bwrap"
 
-    def __init__(self, folder: Path, *, bwrap: Path | None = None, idle_s: float = 60.0, cgroups: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        bwrap: Path | None = None,
+        idle_s: float = 60.0,
+        rest_s: float = 60.0,
+        cgroups: bool = True,
+    ) -> None:
         """`bwrap` names a binary other than the one found; the keeper ends after `idle_s` without work.
 
+        A sandbox gives memory back after `rest_s` without a program, and its next program then starts some 20 ms later.
         Without `cgroups` limits are enforced as where there are none.
         """
         self._folder = folder
-        options = ["--idle-s", str(idle_s), *(["--bwrap", str(bwrap)] if bwrap else [])]
+        options = ["--idle-s", str(idle_s), "--rest-s", str(rest_s), *(["--bwrap", str(bwrap)] if bwrap else [])]
         self._keeper = _Keeper(folder, [*options, *([] if cgroups else ["--no-cgroups"])])
         self._capability: Capability | None = None
 
@@ -83,14 +95,42 @@ class BwrapProvider:
         await self._keeper.ask(protocol.Destroy(session_id=_checked(session_id)))
         incoming = self._folder / protocol.TRASH / f"incoming.{os.urandom(8).hex()}"
         incoming.mkdir(mode=0o700)
-        try:
-            await asyncio.to_thread(archive.unpack, snapshot, incoming, spec.limits)
-            incoming.rename(self._folder / protocol.WORKSPACES / session_id)
-        except BaseException:
-            for _ in tree.remove(incoming):
-                pass
-            raise
+        with tree.held(incoming):
+            try:
+                await asyncio.to_thread(archive.unpack, snapshot, incoming, spec.limits)
+                incoming.rename(self._folder / protocol.WORKSPACES / session_id)
+            except BaseException:
+                for _ in tree.remove(incoming):
+                    pass
+                raise
         return await self.create(session_id, spec)
+
+    @contextlib.asynccontextmanager
+    async def alone(self, session_id: str) -> AsyncIterator[None]:
+        """Hold the lock of a file that is there as long as somebody holds it."""
+        path = self._folder / _ALONE / _checked(session_id)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            async with asyncio.timeout(_ALONE_S):
+                while (held := _try_lock(path)) is None:  # noqa: ASYNC110 (other processes hold it)
+                    await asyncio.sleep(_ALONE_TRY_S)
+        except TimeoutError:
+            raise SandboxUnavailable("The session's files are being moved by another process; try again.") from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            os.close(held)
+
+    async def sessions(self) -> list[str]:
+        """The workspaces of this host."""
+        with contextlib.suppress(FileNotFoundError):
+            found = [entry.name for entry in (self._folder / protocol.WORKSPACES).iterdir()]
+            return [name for name in found if name != protocol.PROBE]
+        return []
+
+    async def discard(self, session_id: str) -> None:
+        await self._keeper.ask(protocol.Destroy(session_id=_checked(session_id)))
 
     async def reap(self, alive: frozenset[str]) -> list[str]:
         reply = await self._keeper.ask(protocol.Reap(alive=alive))
@@ -280,6 +320,17 @@ class _Conversation:
             case protocol.Failed(kind="unavailable", message=message):
                 raise SandboxUnavailable(message)
         return reply
+
+
+def _try_lock(path: Path) -> int | None:
+    """Lock a file and give its descriptor; None while it is locked, or was removed by its holder meanwhile."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(file).st_nlink:
+            return file
+    os.close(file)
+    return None
 
 
 def _checked(session_id: str) -> str:

@@ -8,6 +8,7 @@ comes from inside is untrusted, and no path is opened on the host before it is p
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from enum import IntEnum
 from typing import Literal, Protocol
 
@@ -184,6 +185,21 @@ class Provider(Protocol):
 
     async def restore(self, session_id: str, snapshot: Snapshot, spec: Spec) -> Sandbox:
         """A new sandbox whose workspace is the snapshot; its digest, size and file count are checked first."""
+        ...
+
+    def alone(self, session_id: str) -> AbstractAsyncContextManager[None]:
+        """Keep all other tasks and processes of this host from moving the session's files; a dead one keeps nobody.
+
+        Raises SandboxUnavailable where another one keeps them for too long.
+        """
+        ...
+
+    async def sessions(self) -> list[str]:
+        """Name the sessions that have files on this host."""
+        ...
+
+    async def discard(self, session_id: str) -> None:
+        """End what is left of a session on this host, and remove its files."""
         ...
 
     async def reap(self, alive: frozenset[str]) -> list[str]:

@@ -163,9 +163,10 @@ def _replace(parent: int, name: str, data: bytes, *, owner: os.stat_result) -> N
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(temporary, flags, 0o600, dir_fd=parent)
     try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            file.flush()
+        with _closing(fd):
+            left = memoryview(data)
+            while left:
+                left = left[os.write(fd, left) :]
             os.fchmod(fd, mode)
             if os.geteuid() == 0:
                 os.fchown(fd, owner.st_uid, owner.st_gid)

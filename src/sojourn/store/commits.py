@@ -4,8 +4,9 @@
     Committer   collects what is waiting, writes it, and tells each run how it went
 
 The rules: every write carries the fence, and one that does not fit fails for its run alone; a group is one statement,
-so one wait for the disk. Where the connection is lost and nobody knows what came of a group, it is written again: what
-had been saved does not fit any more, and is then found in the journal by its own last event.
+so one wait for the disk; and no run ends or goes to sleep over mail that was not read. Where the connection is lost and
+nobody knows what came of a group, it is written again: what had been saved does not fit any more, and is then found in
+the journal by its own last event.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import asyncpg  # type: ignore[import-untyped]
 import msgspec
@@ -54,11 +55,7 @@ with done as materialized (
         error_detail = done.error_detail,
         limits = coalesce(done.limits, r.limits),
         lease_worker = case when done.status is null then r.lease_worker end,
-        status = case
-            when done.status is null then r.status
-            when done.status = 'suspended' and r.mail_last > greatest(r.mail_read, done.mail_read) then 'queued'
-            else done.status
-        end,
+        status = coalesce(done.status, r.status),
         due_at = case
             when done.status is null or done.status not in ('queued', 'suspended') then null
             when r.mail_last > greatest(r.mail_read, done.mail_read) then now()
@@ -69,6 +66,7 @@ with done as materialized (
     from done
     where r.tenant = done.tenant and r.id = done.id
         and r.fence = done.fence and coalesce(r.lease_worker, '') = $1 and r.seq = done.before -- not by run_leased
+        and (coalesce(done.status, 'queued') = 'queued' or r.mail_last <= greatest(r.mail_read, done.mail_read))
     returning done.n, r.tenant, r.id, r.status, r.due_at
 ), journaled as (
     insert into journal (tenant, run_id, seq, at, kind, event, frame_id, slot)
@@ -98,12 +96,19 @@ with done as materialized (
 select n, status = 'queued' and due_at <= now() as ready from saved
 """
 
-# Whether a commit that did not fit had been saved before: by its last event, or, where it was a mere release, by that.
-SAVED = """
-select exists (select from journal where tenant = $1 and run_id = $2 and seq = $3 and event = $4)
-    or $4 is null and $6 and exists (
-        select from run where tenant = $1 and id = $2 and seq = $3 and fence = $5 and lease_worker is null
-    )
+# What became of a commit that did not fit. It had been saved before: so says its last event, or, where it was a mere
+# release, the run. Or all but the mail fits.
+JUDGE = """
+select case
+    when exists (select from journal where tenant = $1 and run_id = $2 and seq = $3 and event = $4)
+        or $4 is null and $6 and exists (
+            select from run where tenant = $1 and id = $2 and seq = $3 and fence = $5 and lease_worker is null
+        ) then case when $6 then 'ready' else 'saved' end
+    when exists (
+        select from run where tenant = $1 and id = $2 and seq = $7 and fence = $5 and lease_worker = $8
+    ) then 'mail'
+    else 'lost'
+end
 """
 
 GROUP_MAX = 256
@@ -114,6 +119,12 @@ PATIENCE_S = 10.0
 RETRY_S, RETRY_MAX_S = 0.05, 1.0
 
 Ring = Callable[[str, Collection[str]], None]
+Verdict = Literal["ready", "saved", "mail", "lost"]
+"""What became of a commit; a run that is `ready` is due again."""
+
+
+class MailWaits(Exception):
+    """The run would have ended or gone to sleep, and there is mail that it did not read. Nothing was written."""
 
 
 class _Waiting(NamedTuple):
@@ -142,8 +153,8 @@ class Committer:
     async def commit(self, commit: Commit) -> None:
         """Return when it is durable.
 
-        Raises LeaseLost when the run is another worker's now, StoreUnavailable when the database is away for longer
-        than 10 s (the same commit may then be given again), Invalid when it cannot be stored at all.
+        Raises LeaseLost when the run is another worker's now, MailWaits, StoreUnavailable when the database is away for
+        longer than 10 s (the same commit may then be given again), Invalid when it cannot be stored at all.
         """
         waiting = _Waiting(commit, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
@@ -186,7 +197,7 @@ class Committer:
     async def _settle(self, group: list[_Waiting]) -> None:
         """Write a group and answer each of it; what the database refuses is found by writing one by one."""
         try:
-            saved = await self._patiently(group)
+            verdicts = await self._patiently(group)
         except StoreUnavailable as error:
             for waiting in group:
                 waiting.fail(StoreUnavailable(str(error)))
@@ -197,10 +208,10 @@ class Committer:
             else:
                 group[0].fail(_refusal(error))
         else:
-            self._tell(group, saved)
+            self._tell(group, verdicts)
 
-    async def _patiently(self, group: list[_Waiting]) -> dict[int, bool]:
-        """Write a group, again while the database is away; give the numbers of the saved ones, true where due."""
+    async def _patiently(self, group: list[_Waiting]) -> list[Verdict]:
+        """Write a group, again while the database is away."""
         loop = asyncio.get_running_loop()
         deadline, delay_s = loop.time() + PATIENCE_S, RETRY_S
         while True:
@@ -212,27 +223,34 @@ class Committer:
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, RETRY_MAX_S)
 
-    async def _write(self, commits: list[Commit]) -> dict[int, bool]:
+    async def _write(self, commits: list[Commit]) -> list[Verdict]:
         """Write a group once."""
         async with self._db.engine() as connection:
             found = await connection.fetch(COMMIT, self._worker_id, *_arrays(commits))
-            saved = {row["n"] - 1: row["ready"] for row in found}
-            for n, commit in enumerate(commits):
-                if n not in saved and await connection.fetchval(SAVED, *_evidence(commit)):
-                    saved[n] = commit.release is not None
-        return saved
+            saved: dict[int, Verdict] = {row["n"] - 1: "ready" if row["ready"] else "saved" for row in found}
+            return [
+                saved.get(n) or await connection.fetchval(JUDGE, *_evidence(commit), self._worker_id)
+                for n, commit in enumerate(commits)
+            ]
 
-    def _tell(self, group: list[_Waiting], saved: dict[int, bool]) -> None:
+    def _tell(self, group: list[_Waiting], verdicts: list[Verdict]) -> None:
         """Answer each, then ring: readers of these runs, and workers where one is due again."""
-        for n, waiting in enumerate(group):
-            if n in saved:
-                waiting.succeed()
-            else:
-                waiting.fail(LeaseLost(f"Run {waiting.commit.run_id} has another worker now."))
-        if saved:
-            self._ring("sojourn_run", [group[n].commit.run_id for n in saved])
-        if ready := [group[n].commit.run_id for n, due in saved.items() if due]:
-            self._ring("sojourn_work", ready)
+        bells: dict[str, list[str]] = {"sojourn_run": [], "sojourn_work": []}
+        for waiting, verdict in zip(group, verdicts, strict=True):
+            run_id = waiting.commit.run_id
+            match verdict:
+                case "lost":
+                    waiting.fail(LeaseLost(f"Run {run_id} has another worker now."))
+                case "mail":
+                    waiting.fail(MailWaits())
+                case _:
+                    waiting.succeed()
+                    bells["sojourn_run"].append(run_id)
+                    if verdict == "ready":
+                        bells["sojourn_work"].append(run_id)
+        for channel, ids in bells.items():
+            if ids:
+                self._ring(channel, ids)
 
 
 # ---- what the statement is given -------------------------------------------------------------
@@ -323,10 +341,11 @@ def _ledger(row: LedgerRow) -> tuple[Any, ...]:
 
 
 def _evidence(commit: Commit) -> list[Any]:
-    """The arguments of SAVED."""
+    """The arguments of JUDGE, but for the worker."""
     written = rows(commit.events, commit.before_seq + 1, commit.bodies)
     last = written[-1].event if written else None
-    return [commit.tenant, commit.run_id, commit.after.rev, last, commit.fence, commit.release is not None]
+    released = commit.release is not None
+    return [commit.tenant, commit.run_id, commit.after.rev, last, commit.fence, released, commit.before_seq]
 
 
 def _weight(commit: Commit) -> int:

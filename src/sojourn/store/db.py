@@ -26,6 +26,7 @@ OUTAGE_STATES = ("08", "25006", "25P03", "28", "3D", "40", "53", "55P03", "57", 
 """SQLSTATE beginnings. Source: PostgreSQL 18, appendix A: connection, read-only (a demoted server), idle too long,
 login, no such database, rollback by conflict, resources, lock time-out, operator, system, internal."""
 LOGIN_STATES = ("28", "3D")
+DISK_FULL = "53100"
 Connection: TypeAlias = asyncpg.Connection
 
 
@@ -181,7 +182,7 @@ def edge() -> Iterator[None]:
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         if not _is_outage(error):
             raise
-        raise StoreUnavailable(_reason(error)) from error
+        raise _outage(error) from error
 
 
 def _is_outage(error: Exception) -> bool:
@@ -193,13 +194,23 @@ def _is_outage(error: Exception) -> bool:
     return True  # the driver's internal errors too: they come when a connection is lost between two messages
 
 
-def _reason(error: Exception) -> str:
+def _outage(error: Exception) -> StoreUnavailable:
     """Name an outage and what to do, without the words of a statement."""
     state = getattr(error, "sqlstate", None) or ""
     name = f"{type(error).__name__} {state}".strip()
+    if state == DISK_FULL:
+        return StoreUnavailable(
+            "The database's disk is full, so nothing new is accepted; what was accepted can be read. Free some space "
+            "there: no restart is needed.",
+            code="store.full",
+        )
     if state.startswith(LOGIN_STATES):
-        return f"The database refuses the login ({name}). Check user, password and database in SOJOURN_DATABASE_URL."
-    return f"The database does not answer ({name}). See that it runs and has room; what was accepted is not lost."
+        return StoreUnavailable(
+            f"The database refuses the login ({name}). Check user, password and database in SOJOURN_DATABASE_URL."
+        )
+    return StoreUnavailable(
+        f"The database does not answer ({name}). See that it runs and has room; what was accepted is not lost."
+    )
 
 
 @asynccontextmanager

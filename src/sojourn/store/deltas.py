@@ -6,8 +6,9 @@ under pressure (the oldest first), and forgotten soon; the journal has the whole
 
 import asyncio
 import logging
-from collections import OrderedDict
-from collections.abc import Callable, Collection
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Mapping
 
 from sojourn.store.db import Connection, Database
 from sojourn.store.rows import DeltaRow
@@ -19,14 +20,20 @@ insert into delta (tenant, run_id, frame_id, step, attempt, items)
 select * from unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::int[], $6::bytea[])
 """
 READ = """
-select id, frame_id, step, attempt, items from delta
-where tenant = (select scope_tenant()) and run_id = $1 and id > $2 order by id limit $3
+select place.run_id, one.* from unnest($1::text[], $2::bigint[]) as place (run_id, after)
+cross join lateral (
+    select id, frame_id, step, attempt, items from delta
+    where tenant = (select scope_tenant()) and run_id = place.run_id and id > place.after order by id limit $3
+) one
+order by one.id
 """
-LAST = "select coalesce(max(id), 0) from delta where tenant = (select scope_tenant()) and run_id = $1"
 PRUNE = "delete from delta where at < now() - make_interval(secs => $1)"
 
 BYTES_MAX = 8 << 20
 """What may wait to be written; beyond it the oldest is dropped."""
+
+REST, WRITES = 16, 4
+"""The pause, in times of the shortest of the last writes: a single one may have had to wait for a core."""
 
 Place = tuple[str, str, str, int, int]
 """Tenant, run, frame, step, attempt."""
@@ -57,40 +64,42 @@ class DeltaWriter:
             await asyncio.wait([self._task])
 
     async def _work(self) -> None:
-        """Write the first at once and batches from then on, `flush_s` apart, until nothing comes any more."""
+        """Write the first at once and batches from then on, until nothing comes any more."""
         try:
             while self._waiting:
-                await self._flush()
-                await asyncio.sleep(self._flush_s)
+                try:
+                    async with self._db.engine() as engine:
+                        await self._write(engine)
+                except Exception as error:
+                    log.warning("deltas.dropped", extra={"error": type(error).__name__})
+                    self._waiting, self._bytes = OrderedDict(), 0
         finally:
             self._task = None
 
-    async def _flush(self) -> None:
-        batch, self._waiting, self._bytes = self._waiting, OrderedDict(), 0
-        columns = [list(column) for column in zip(*batch, strict=True)]
-        items = [b"[" + b",".join(found) + b"]" for found in batch.values()]
-        try:
-            async with self._db.engine() as engine:
-                await engine.execute(WRITE, *columns, items)
-        except Exception as error:
-            log.warning("deltas.dropped", extra={"attempts": len(batch), "error": type(error).__name__})
-            return
-        self._ring("sojourn_delta", {run_id for _, run_id, *_ in batch})
+    async def _write(self, engine: Connection) -> None:
+        """Write what comes, on one connection, and ring after each batch.
+
+        The pause is REST times as long as a write takes, and `flush_s` at most: where little else goes on, pieces go
+        out almost at once, and where the process or the database is busy, batches grow.
+        """
+        took_s = deque[float](maxlen=WRITES)
+        while self._waiting:
+            batch, self._waiting, self._bytes = self._waiting, OrderedDict(), 0
+            columns = [list(column) for column in zip(*batch, strict=True)]
+            items = [b"[" + b",".join(found) + b"]" for found in batch.values()]
+            began = time.monotonic()
+            await engine.execute(WRITE, *columns, items)
+            took_s.append(time.monotonic() - began)
+            self._ring("sojourn_delta", {run_id for _, run_id, *_ in batch})
+            await asyncio.sleep(min(self._flush_s, REST * min(took_s)))
 
 
-async def read(conn: Connection, run_id: str, *, after: int, limit: int = 1000) -> list[DeltaRow]:
-    """Read a run's deltas above an id, in order."""
-    found = await conn.fetch(READ, run_id, after, limit)
-    return [
-        DeltaRow(id=row["id"], frame=row["frame_id"], step=row["step"], attempt=row["attempt"], items=row["items"])
-        for row in found
-    ]
-
-
-async def last(conn: Connection, run_id: str) -> int:
-    """Give the id of a run's last delta, 0 when there is none: a reader that wants only new ones begins there."""
-    newest: int = await conn.fetchval(LAST, run_id)
-    return newest
+async def read(conn: Connection, after: Mapping[str, int], *, limit: int = 1000) -> dict[str, list[DeltaRow]]:
+    """Read what is new of runs, each above an id and in order; of each run at most `limit`."""
+    found: dict[str, list[DeltaRow]] = {run_id: [] for run_id in after}
+    for run_id, id_, frame, step, attempt, items in await conn.fetch(READ, list(after), list(after.values()), limit):
+        found[run_id].append(DeltaRow(id=id_, frame=frame, step=step, attempt=attempt, items=items))
+    return found
 
 
 async def prune(db: Database, older_than_s: float) -> int:

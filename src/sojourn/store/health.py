@@ -1,13 +1,29 @@
-"""Whether the database answers, and how the server stands. Called by the API for /readyz and /metrics.
+"""Whether the database answers, how the server stands, and whether its walls do. Called by the API and the doctor.
 
-The rule: it is cheap enough to be asked every second, and names no tenant.
+The rule: what the API asks is cheap enough to be asked every second; nothing here names a tenant.
 """
+
+import msgspec
 
 from sojourn.store.db import Database
 from sojourn.store.queue import NEXT_DUE
+from sojourn.store.roles import API, ENGINE, KEYRING, OWNER
 from sojourn.store.rows import Counts
 
 RUNS = "select status, count(*) as runs from run where finished_at is null group by status"
+POWERS = """
+select rolname as name, rolsuper as is_super, rolbypassrls as bypasses, rolcreaterole as makes_roles from pg_roles
+where rolname = any($1::text[])
+"""
+OPEN_TABLES = """
+select c.relname from pg_class c
+where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p')
+  and (c.relname = 'tenant' or exists (
+      select from pg_attribute a where a.attrelid = c.oid and a.attname = 'tenant' and not a.attisdropped
+  ))
+  and not (c.relrowsecurity and c.relforcerowsecurity)
+order by 1
+"""
 WORKERS = "select count(*) from worker where seen_at > now() - interval '15 seconds'"
 
 
@@ -24,3 +40,49 @@ async def counts(db: Database) -> Counts:
         workers = await engine.fetchval(WORKERS)
         oldest = await engine.fetchval(NEXT_DUE)
     return Counts(runs=runs, workers=workers, oldest_due_at=oldest)
+
+
+class Walls(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands between tenants, as the catalogue has it."""
+
+    missing: tuple[str, ...]
+    """Roles of ours that are not there."""
+    strong: tuple[str, ...]
+    """Roles of ours that may do more than they should: pass row level security, or make roles."""
+    logins: tuple[str, ...]
+    """Logins that the API and the workers use and that could pass row level security, if they took off their role."""
+    open_tables: tuple[str, ...]
+    """Tables of tenants without forced row level security."""
+
+    @property
+    def mend_roles(self) -> str:
+        """What an administrator runs to take from our roles what they should not have."""
+        return " ".join(f"alter role {name} nosuperuser nobypassrls nocreaterole;" for name in self.strong)
+
+    @property
+    def mend_tables(self) -> str:
+        """What the owner runs to close the tables."""
+        return " ".join(
+            f"alter table {name} enable row level security, force row level security;" for name in self.open_tables
+        )
+
+
+async def walls(db: Database) -> Walls:
+    """Look at the roles and tables of the database."""
+    ours = (OWNER, KEYRING, API, ENGINE)
+    async with db.migrator() as owner:
+        found = {row["name"]: row for row in await owner.fetch(POWERS, ours)}
+        open_tables = tuple(row["relname"] for row in await owner.fetch(OPEN_TABLES))
+    strong = {row["name"] for row in found.values() if row["is_super"] or row["bypasses"] or row["makes_roles"]}
+    logins = set()
+    for lend in (db.api, db.engine):
+        async with lend() as connection:
+            (row,) = await connection.fetch(POWERS, [await connection.fetchval("select session_user::text")])
+        if row["name"] not in ours and (row["is_super"] or row["bypasses"]):
+            logins.add(row["name"])
+    return Walls(
+        missing=tuple(sorted(set(ours) - found.keys())),
+        strong=tuple(sorted(strong)),
+        logins=tuple(sorted(logins)),
+        open_tables=open_tables,
+    )

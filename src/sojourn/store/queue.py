@@ -7,14 +7,16 @@
     beat       renew the leases of a worker, and learn which runs are still its own
     give_back  put back runs that a worker holds and cannot drive
     steal      put the runs of dead workers back into the queue
+    lives      ask whether a host has had a worker of late
     lent       borrow the scope of a held run, for its files
 
 The rules: a run is claimable exactly when `due_at` has come; nobody waits for a row that another claimer looks at; and
-a lease is as good as its worker: seen dead at once when its connection drops, and after `lease_s` when it is cut off.
+a lease, named by run and fence, is as good as its worker: seen dead at once when its connection drops, and after
+`lease_s` when it is cut off.
 """
 
 import logging
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager
 from datetime import datetime
 
@@ -29,10 +31,13 @@ from sojourn.loop.messages import Message
 from sojourn.store.db import Connection, Database, edge
 from sojourn.store.rows import PRIORITY_MAX, Claimed, Opened
 from sojourn.store.runs.journal import places
+from sojourn.store.runs.quarantine import quarantine
 from sojourn.store.runs.snapshots import body, thaw, whole
 
 log = logging.getLogger("sojourn.store")
 
+CLAIMS_MAX = 8
+"""A run that was claimed so often in a row and came no further is not claimed again."""
 LOCKS = 0x504A
 """The space of the advisory locks that workers hold."""
 
@@ -65,9 +70,10 @@ returning r.tenant, r.id, r.fence, r.claims, r.snapshot, r.priority
 
 # The more often it was claimed in vain, the longer it rests: 2 s, 4 s, ... at most a minute.
 GIVE_BACK = """
-update run set status = 'queued', lease_worker = null,
-    due_at = now() + make_interval(secs => least(60, power(2, least(claims, 6))))
-where lease_worker = $1 and id = any($2::text[])
+update run r set status = 'queued', lease_worker = null,
+    due_at = now() + make_interval(secs => least(60, power(2, least(r.claims, 6))))
+from unnest($2::text[], $3::bigint[]) as lease (id, fence)
+where r.lease_worker = $1 and r.id = lease.id and r.fence = lease.fence
 """
 
 # One answer of four kinds of rows; an agent brings the sub-agents that its tools name.
@@ -100,7 +106,7 @@ order by i.run_id, i.id
 
 BEAT = """
 with beaten as (update worker set seen_at = now() where id = $1)
-select id from run where lease_worker = $1
+select id, fence from run where lease_worker = $1
 """
 
 # A restart of the server frees all locks: until a worker has taken its lock again, only its heartbeats count.
@@ -129,6 +135,11 @@ cross join lateral (
     select due_at from run where priority = level and due_at is not null order by due_at limit 1
 ) as first
 """
+
+Lease = tuple[str, int]
+"""A run and the fence of its claim."""
+Letters = list[tuple[int, ev.Event]]
+"""A run's mail, oldest first: the number of each inbox row, and what it says."""
 
 _agent = msgspec.json.Decoder(Agent)
 
@@ -159,67 +170,91 @@ async def claim(db: Database, worker_id: str, n: int = 1) -> list[Claimed]:
     except asyncpg.ForeignKeyViolationError:
         raise LeaseLost("This worker was taken for dead; register it again.") from None
     found.sort(key=lambda row: -row["priority"])
-    claimed = [one for row in found if (one := _claimed(row))]
-    if unreadable := {row["id"] for row in found} - {one.run_id for one in claimed}:
-        await give_back(db, worker_id, unreadable)
+    claimed: list[Claimed] = []
+    for row in found:
+        try:
+            claimed.append(_claimed(row))
+        except Unreadable as error:
+            await refuse(db, worker_id, _lease(row), claims=row["claims"], reason=error)
     return claimed
 
 
-def _claimed(row: asyncpg.Record) -> Claimed | None:
-    """Read a claimed row; one that this release cannot read is left to a newer worker."""
-    try:
-        snapshot = thaw(row["snapshot"])
-    except Unreadable as error:
-        log.exception("run.unreadable", extra={"run": row["id"], "code": error.code})
-        return None
+def _claimed(row: asyncpg.Record) -> Claimed:
+    """Read a claimed row. Raises Unreadable."""
+    snapshot = thaw(row["snapshot"])
     return Claimed(run_id=row["id"], tenant=row["tenant"], fence=row["fence"], snapshot=snapshot, claims=row["claims"])
+
+
+async def refuse(db: Database, worker_id: str, lease: Lease, *, claims: int, reason: Unreadable) -> None:
+    """Leave a claimed run that this release cannot read to a newer worker; in quarantine where none came for it."""
+    log.error("run.unreadable", extra={"run": lease[0], "code": reason.code, "detail": str(reason), "claims": claims})
+    if claims > CLAIMS_MAX:
+        await quarantine(db, worker_id, lease, reason)
+    else:
+        await give_back(db, worker_id, {lease})
 
 
 async def open(db: Database, claimed: Claimed, *, known: Collection[str] = ()) -> Opened:
     """Load a claimed run: its messages, its mail, and its agents but for those whose digest is `known`.
 
-    Whoever knows an agent must know those that its tools name, as they came together. Raises MissingPin.
+    Whoever knows an agent must know those that its tools name, as they came together. Raises MissingPin, and Unreadable
+    for mail of a newer release.
     """
     wanted = {frame.agent.digest for frame in frames(claimed.snapshot.root)} - set(known)
     arguments = [claimed.tenant, claimed.run_id, *places(claimed.snapshot), list(wanted), list(known)]
     async with db.engine() as engine:
         found = await engine.fetch(OPEN, *arguments)
     bodies: dict[tuple[str, int], Message] = {}
-    inbox: list[tuple[int, ev.Event]] = []
+    inbox: list[tuple[int, bytes]] = []
     agents: dict[str, Agent] = {}
     for kind, name, number, data in found:
         match kind:
             case "body":
                 bodies[name, number] = body(data)
             case "mail":
-                inbox.append((number, ev.decode(data)))
+                inbox.append((number, data))
             case "agent":
                 agents[name] = _agent.decode(data)
     if missing := wanted - agents.keys():
         raise MissingPin(f"Run {claimed.run_id} needs agent version {min(missing)}, which is not stored.")
-    return Opened(continuation=whole(claimed.snapshot, bodies), agents=agents, inbox=tuple(sorted(inbox, key=_id)))
+    letters = _letters(claimed.run_id, sorted(inbox))
+    return Opened(continuation=whole(claimed.snapshot, bodies), agents=agents, inbox=tuple(letters))
 
 
-async def mail(db: Database, runs: Collection[tuple[str, str]]) -> dict[str, list[tuple[int, ev.Event]]]:
-    """Read what was posted to these runs (tenant, run id), oldest first; runs without mail are left out."""
+async def mail(db: Database, runs: Collection[tuple[str, str]]) -> dict[str, Letters | Unreadable]:
+    """Read what was posted to these runs (tenant, run id); runs without mail are left out."""
     async with db.engine() as engine:
         found = await engine.fetch(MAIL, [tenant for tenant, _ in runs], [run_id for _, run_id in runs])
-    letters: dict[str, list[tuple[int, ev.Event]]] = {}
-    for row in found:
-        letters.setdefault(row["run_id"], []).append((row["id"], ev.decode(row["event"])))
+    rows: dict[str, list[tuple[int, bytes]]] = {}
+    for run_id, number, data in found:
+        rows.setdefault(run_id, []).append((number, data))
+    letters: dict[str, Letters | Unreadable] = {}
+    for run_id, its in rows.items():
+        try:
+            letters[run_id] = _letters(run_id, its)
+        except Unreadable as error:
+            letters[run_id] = error
     return letters
 
 
-async def beat(db: Database, worker_id: str) -> frozenset[str]:
-    """Renew the worker's leases and name the runs that it still holds."""
+def _letters(run_id: str, rows: Iterable[tuple[int, bytes]]) -> Letters:
+    """Decode a run's mail. Raises Unreadable: it is all read or none of it, for its order counts."""
+    try:
+        return [(number, ev.decode(data)) for number, data in rows]
+    except msgspec.DecodeError as error:
+        raise Unreadable(f"Run {run_id} has mail that this release cannot read: {error}.") from None
+
+
+async def beat(db: Database, worker_id: str) -> frozenset[Lease]:
+    """Renew the worker's leases and name those that it still holds."""
     async with db.engine() as engine:
-        return frozenset(row["id"] for row in await engine.fetch(BEAT, worker_id))
+        return frozenset(_lease(row) for row in await engine.fetch(BEAT, worker_id))
 
 
-async def give_back(db: Database, worker_id: str, run_ids: Collection[str]) -> None:
+async def give_back(db: Database, worker_id: str, leases: Collection[Lease]) -> None:
     """Put back runs that the worker holds and does not drive: they failed to open, or their claim's answer was lost."""
     async with db.engine() as engine:
-        await engine.execute(GIVE_BACK, worker_id, list(run_ids))
+        await engine.execute(GIVE_BACK, worker_id, [run_id for run_id, _ in leases], [fence for _, fence in leases])
 
 
 async def steal(db: Database, lease_s: float) -> list[str]:
@@ -240,6 +275,12 @@ async def next_due(db: Database) -> datetime | None:
     return due_at
 
 
+async def lives(db: Database, host: str) -> bool:
+    """Say whether a host has a worker, or had one within the last ten minutes."""
+    async with db.engine() as engine:
+        return bool(await engine.fetchval("select exists (select from worker where host = $1)", host))
+
+
 @asynccontextmanager
 async def lent(db: Database, worker_id: str, claimed: Claimed) -> AsyncIterator[Connection]:
     """Lend a transaction in the scope of a held run's tenant and user. Raises LeaseLost."""
@@ -251,7 +292,7 @@ async def lent(db: Database, worker_id: str, claimed: Claimed) -> AsyncIterator[
 
 @asynccontextmanager
 async def lent_session(db: Database, worker_id: str, tenant: str, session_id: str) -> AsyncIterator[Connection]:
-    """Lend the same for a session on this worker's host that no other worker drives. Raises LeaseLost."""
+    """Lend the same for a session on this worker's host that no worker of the host drives. Raises LeaseLost."""
     async with db.engine() as engine, engine.transaction():
         await _enter(engine, await engine.fetchval("select session_scope($1, $2, $3)", worker_id, tenant, session_id))
         yield engine
@@ -263,5 +304,5 @@ async def _enter(engine: Connection, handle: str | None) -> None:
     await engine.execute("select set_config('app.scope', $1, true)", handle)
 
 
-def _id(letter: tuple[int, ev.Event]) -> int:
-    return letter[0]
+def _lease(row: asyncpg.Record) -> Lease:
+    return row["id"], row["fence"]

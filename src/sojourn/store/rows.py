@@ -10,13 +10,13 @@ from typing import Literal
 from sojourn.loop.agent import Agent, AgentRef
 from sojourn.loop.budget import Limits
 from sojourn.loop.continuation import Continuation, Failure, Wait
-from sojourn.loop.events import Began, Event
+from sojourn.loop.events import Adopted, Began, Event
 from sojourn.loop.messages import Message, Plain, Usage
 
 PRIORITY_MAX = 9
 """The priorities of a run are 0 to 9; the highest is claimed first."""
 
-Status = Literal["queued", "running", "suspended", "completed", "failed", "cancelled"]
+Status = Literal["queued", "running", "suspended", "completed", "failed", "cancelled", "quarantined"]
 Released = Literal["queued", "suspended", "completed", "failed", "cancelled"]
 
 
@@ -65,6 +65,38 @@ class NewRun(Plain, frozen=True, kw_only=True):
     input: str = ""
     """What lists show of the request."""
     labels: dict[str, str] = {}
+
+
+class AdoptedRun(Plain, frozen=True, kw_only=True):
+    """A run that was made of another one: `continuation` holds every message, `agents` all that it is pinned to."""
+
+    event: Adopted
+    continuation: Continuation
+    agents: dict[str, Agent]
+    status: Literal["queued", "suspended"]
+    due_at: datetime | None
+    priority: int = 0
+    input: str = ""
+    labels: dict[str, str] = {}
+
+
+class SourceRun(Plain, frozen=True, kw_only=True):
+    """A run that another one is to be made of: `continuation` holds every message, those of its session included."""
+
+    continuation: Continuation
+    priority: int
+    input: str
+    labels: dict[str, str]
+
+
+class IssuerRow(Plain, frozen=True, kw_only=True):
+    """A public key that exports are verified with: one of the tenant's own, or somebody's that it trusts."""
+
+    issuer: str
+    state: Literal["active", "retired", "revoked", "trusted"]
+    name: str = ""
+    created_at: datetime
+    ended_at: datetime | None = None
 
 
 class RunRow(Plain, frozen=True, kw_only=True):

@@ -2,7 +2,8 @@
 
 `shell.py` sends this file's source into the sandbox once per call, with the code on standard input. `main` hands the
 code to an interpreter that lives as long as the sandbox, starting that one first if need be, and copies what it prints.
-The rule: a time-out (SIGTERM) interrupts the code and keeps the interpreter with its variables.
+The rules: a time-out (SIGTERM) interrupts the code and keeps the interpreter with its variables; and where those of
+earlier calls are gone with an earlier sandbox, the first call in the next one says so.
 
 On the socket: the code, end of input; back come the interpreter's pid, the output, and four bytes of exit code.
 """
@@ -46,6 +47,8 @@ def _connect() -> socket.socket:
     try:
         peer.connect(PATH)
     except OSError:
+        if os.environ.get("SOJOURN_RESTORED"):
+            print("[the interpreter was restarted: variables and imports of earlier calls are gone]", flush=True)
         _start()
         peer.connect(PATH)
     return peer

@@ -10,12 +10,13 @@ from sojourn.tools import functions
 from sojourn.tools.files import EditFile, ListFiles, ReadFile, WriteFile
 from sojourn.tools.shell import Python, Shell
 from sojourn.tools.tool import Tool, Toolbox
+from sojourn.tools.waiting import ASK_USER, SLEEP, WAIT_FOR_EVENT
 
 
 def fill(more: Iterable[Tool] = ()) -> Toolbox:
-    """The sandbox tools, what installed packages offer, and `more`. Raises Invalid."""
+    """The sandbox tools, those that wait for somebody, what installed packages offer, and `more`. Raises Invalid."""
     tools: dict[str, Tool] = {}
-    builtin = (Shell(), Python(), ReadFile(), WriteFile(), EditFile(), ListFiles())
+    builtin = (Shell(), Python(), ReadFile(), WriteFile(), EditFile(), ListFiles(), ASK_USER, WAIT_FOR_EVENT, SLEEP)
     for tool in (*builtin, *functions.load(), *more):
         name = tool.definition.name
         if name in tools:

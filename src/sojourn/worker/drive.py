@@ -3,34 +3,39 @@
     take what happened -> announce what is due -> commit -> start it -> wait -> take ...
 
 `worker.py` makes one Drive for every run that it claims. The rules: nothing that the world can see is performed before
-the commit that announces it, so that what a crash interrupted can be told from the row alone; and a run that has
-nothing in flight is given back in the very commit that found this out.
+the commit that announces it, so that what a crash interrupted can be told from the row alone; a run that has nothing in
+flight is given back in the very commit that found this out; and it neither ends nor sleeps over mail: then that commit
+is taken back, and the mail is heard first.
 """
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
-from datetime import datetime, timedelta
-from typing import Literal
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from datetime import timedelta
+from typing import Literal, TypeVar
 
-from sojourn.errors import LeaseLost, StoreUnavailable
+from sojourn.errors import LeaseLost, StoreUnavailable, Unreadable
 from sojourn.loop import events as ev
 from sojourn.loop.agent import Agent
 from sojourn.loop.continuation import Failure, Phase, frames, fresh, pending
 from sojourn.loop.effects import CallModel, CallTool, Effect
 from sojourn.loop.machine import apply, due, in_flight, phase, wake_at
 from sojourn.loop.messages import Usage
+from sojourn.store import queue
+from sojourn.store.commits import MailWaits
 from sojourn.store.rows import Claimed, Commit, LedgerRow, Opened, Release
+from sojourn.worker.asking import held
 from sojourn.worker.parts import Parts, Place
 from sojourn.worker.perform import perform, stop
 
 log = logging.getLogger("sojourn.worker")
 
 STORE_RETRY_S = 0.5
-CLAIMS_MAX = 8
 SKEW_MAX = timedelta(seconds=60)
 
 Leaving = Literal["soon", "now", "lost"]
+T = TypeVar("T")
 
 Key = tuple[str, str, int]
 """An attempt that is in flight: kind, frame or call, number."""
@@ -51,8 +56,10 @@ class Drive:
             claimed=claimed,
             note=self.happened.put_nowait,
         )
-        self.phase: Phase | None = phase(self.agents, self.state) if self.state.rev > 1 else None
+        self.phase = self._told()
         self.leaving: Leaving | None = None
+        self.released: Release | None = None
+        """How the run was given back, once it was."""
         self.broken: Exception | None = None
         self.events: list[ev.Event] = []
         self.ledger: list[LedgerRow] = []
@@ -61,12 +68,13 @@ class Drive:
         self.starting: list[Effect] = []
         self.running: dict[Key, tuple[Effect, asyncio.Task[None]]] = {}
         self.stopping: list[asyncio.Task[None]] = []
-        for event in (*in_flight(self.state, self.state.updated_at), ev.Ticked(at=parts.now())):
+        for event in in_flight(self.state, self.state.updated_at):
             self.happened.put_nowait(event)
-        if claimed.claims > CLAIMS_MAX:
-            detail = f"{CLAIMS_MAX} workers took it up in a row and none came any further; their logs say why."
+        if claimed.claims > queue.CLAIMS_MAX:
+            detail = f"{queue.CLAIMS_MAX} workers took it up in a row and none came any further; their logs say why."
             self.happened.put_nowait(ev.GaveUp(at=parts.now(), error=Failure("run.not_driven", detail)))
         self.deliver(opened.inbox)
+        self.happened.put_nowait(ev.Ticked(at=parts.now()))  # what was decided in time comes before what ran out
 
     # ---- from outside ----
 
@@ -119,7 +127,7 @@ class Drive:
             after = apply(self.agents, self.state, event)
             if after is self.state:
                 continue
-            if isinstance(event, ev.Replied):
+            if isinstance(event, ev.Replied) or (isinstance(event, ev.Compacted) and event.usage):
                 self.ledger.append(self._charge(event))
             self.events.append(event)
             self.state = after
@@ -135,10 +143,26 @@ class Drive:
         if self.leaving is None:
             for effect in due(self.agents, self.state):
                 before = self.state
-                self._take([_announcement(effect, self.parts.now())])
+                self._take([self._announcement(effect)])
                 if self.state is not before:
                     self.starting.append(effect)
             self._turn()
+        self._ask()
+
+    def _announcement(self, effect: Effect) -> ev.Event:
+        at = self.parts.now()
+        if isinstance(effect, CallModel):
+            return effect.announced(at, held(self.parts, self.agents[effect.agent], effect))
+        return effect.announced(at)
+
+    def _ask(self) -> None:
+        """Say in the journal which questions were opened, and what people are shown."""
+        if not (waits := pending(self.state)):
+            return
+        told = {wait.id for event in self.events if isinstance(event, ev.Asked) for wait in event.waits}
+        told |= {wait.id for wait in pending(self.committed)}
+        if asked := tuple(wait for wait in waits if wait.id not in told):
+            self._take([ev.Asked(at=self.parts.now(), waits=asked)])
 
     def _turn(self) -> None:
         """Say in the journal that the run as a whole entered another phase, if it did."""
@@ -150,14 +174,30 @@ class Drive:
             self._take([ev.Turned(at=self.parts.now(), phase=now, resumed=resumed, waits=waits, error=error)])
             self.phase = now
 
+    def _told(self) -> Phase | None:
+        """The phase that the journal speaks of; none before the first."""
+        return phase(self.agents, self.committed) if self.committed.rev > 1 else None
+
     async def _save(self) -> bool:
         """Make durable what happened and what is announced; true when the run was given back with it."""
-        self._announce()
-        self._start(reads_only=True)
-        release = self._release()
-        if not (self.events or self.mail or release):
-            return False
-        commit = Commit(
+        while True:
+            self._announce()
+            self._start(reads_only=True)
+            commit = self._commit()
+            if not (commit.events or commit.inbox_ids or commit.release):
+                return False
+            self.events, self.ledger, self.mail = [], [], []  # what comes meanwhile is the next one's
+            try:
+                await self._patiently(self.parts.committer.commit, commit)
+            except MailWaits:
+                await self._take_back(commit)
+                continue
+            self.committed, self.released = commit.after, commit.release
+            return self.released is not None
+
+    def _commit(self) -> Commit:
+        """All that is not durable yet."""
+        return Commit(
             tenant=self.place.tenant,
             run_id=self.place.run_id,
             fence=self.place.claimed.fence,
@@ -167,20 +207,36 @@ class Drive:
             bodies=tuple(fresh(self.committed, self.state)),
             ledger=tuple(self.ledger),
             inbox_ids=tuple(self.mail),
-            release=release,
+            release=self._release(),
         )
-        self.events, self.ledger, self.mail = [], [], []  # before the wait: mail that comes meanwhile is the next one's
-        await self._commit(commit)
-        self.committed = commit.after
-        return release is not None
 
-    async def _commit(self, commit: Commit) -> None:
-        """Commit, however long the database is away: what was paid for is not thrown away. Raises LeaseLost."""
+    async def _take_back(self, commit: Commit) -> None:
+        """Take a commit's events again from what is durable, with the mail before the one that ended the run.
+
+        A reply that is not heard for it was paid for all the same. Raises Unreadable for mail of a newer release.
+        """
+        runs = [(self.place.tenant, self.place.run_id)]
+        found = (await self._patiently(queue.mail, self.parts.database, runs)).get(self.place.run_id, [])
+        if isinstance(found, Unreadable):
+            raise found
+        self.state, self.mail = self.committed, [*commit.inbox_ids, *self.mail]
+        self.phase = self._told()
+        self.deliver(found)
+        again = deque(event for event in commit.events if not isinstance(event, ev.Turned | ev.Asked))
+        while again and not apply(self.agents, self.state, again[0]).root.ended:
+            self._take([again.popleft()])
+        self._take(self._waiting())
+        if again and isinstance(again[0], ev.Replied) and self.state.root.ended:
+            self.ledger.append(self._charge(again[0]))
+        self._take(again)
+
+    async def _patiently(self, ask: Callable[..., Awaitable[T]], *given: object) -> T:
+        """Ask the database, however long it is away: what was paid for is not thrown away. Raises LeaseLost."""
         while True:
             try:
-                return await self.parts.committer.commit(commit)
+                return await ask(*given)
             except StoreUnavailable:
-                log.warning("run.commit_waits", extra={"run": self.place.run_id, "rev": commit.after.rev})
+                log.warning("run.store_away", extra={"run": self.place.run_id, "rev": self.state.rev})
                 await asyncio.sleep(STORE_RETRY_S)
 
     def _release(self) -> Release | None:
@@ -233,27 +289,26 @@ class Drive:
         """The attempts that an answer can still reach."""
         return {_lost_key(lost) for lost in in_flight(self.state, self.state.updated_at)}
 
-    def _charge(self, event: ev.Replied) -> LedgerRow:
+    def _charge(self, event: ev.Replied | ev.Compacted) -> LedgerRow:
         """The ledger's row for a reply, written in the commit of the step that it pays for."""
         frame = next(frame for frame in frames(self.state.root) if frame.id == event.frame)
-        source = event.message.source if event.message else None
+        if isinstance(event, ev.Compacted):
+            (provider, _, model), usage = event.model.partition(":"), event.usage
+        else:
+            source = event.message.source if event.message else None
+            provider, model = (source.provider, source.model) if source else ("", "")
+            usage = event.message.usage if event.message else None
         return LedgerRow(
             seq=self.state.rev + 1,
             at=event.at,
             user_id=self.place.user,
             agent_name=frame.agent.name,
-            provider=source.provider if source else "",
-            model=source.model if source else "",
+            provider=provider,
+            model=model,
             attempt=event.attempt,
-            usage=(event.message and event.message.usage) or Usage(),
+            usage=usage or Usage(),
             usd_micros=event.usd_micros,
         )
-
-
-def _announcement(effect: Effect, at: datetime) -> ev.Event:
-    if isinstance(effect, CallModel):
-        return ev.ModelAsked(at=at, frame=effect.frame, step=effect.step, attempt=effect.attempt, model=effect.model)
-    return ev.Intended(at=at, call=effect.call, attempt=effect.attempt)
 
 
 def _only_reads(effect: Effect) -> bool:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from sojourn.loop.events import Noted
-from sojourn.loop.messages import Usage
 from sojourn.models.model import Models
+from sojourn.models.prices import Prices
 from sojourn.sandboxes.sandbox import Provider, Spec
 from sojourn.settings import Settings
 from sojourn.store.commits import Committer
@@ -16,9 +16,6 @@ from sojourn.store.deltas import DeltaWriter
 from sojourn.store.doorbell import Doorbell
 from sojourn.store.rows import Claimed
 from sojourn.tools.tool import Toolbox
-
-Price = Callable[[str, Usage], int | None]
-"""The cost of one call in micro-USD, by model reference; None where the price is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +33,10 @@ class Parts:
     tools: Toolbox
     sandboxes: Provider
     sandbox_spec: Spec
-    price: Price
+    prices: Prices
     now: Callable[[], datetime]
-    opening: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(3))
-    """So many sandboxes are opened at once: each holds a database connection meanwhile, and heartbeats need some."""
+    moving: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(4))
+    """So many sandboxes are opened or put away at once: each may hold an archive in memory meanwhile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +49,8 @@ class Place:
     claimed: Claimed
     note: Callable[[Noted], None]
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)
-    opened: list[str] = field(default_factory=list)
-    """Holds this host once the session's files are known to be here."""
+    used: list[datetime] = field(default_factory=list)
+    """Holds the time from which the session was used, once its files are known to be here."""
 
     @property
     def run_id(self) -> str:

@@ -6,21 +6,28 @@ that an adapter raises gets further than this file.
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from contextlib import aclosing
 from datetime import datetime
 
 import msgspec
+from msgspec.structs import replace
 
 from sojourn.errors import Refused, SojournError, Unavailable
 from sojourn.loop import events as ev
-from sojourn.loop.agent import Agent
+from sojourn.loop.agent import Agent, Tool
 from sojourn.loop.continuation import Failure
 from sojourn.loop.effects import CallModel, CallTool, Effect
 from sojourn.loop.messages import Message, observed
-from sojourn.models.model import Delta, ModelFailed, Request, ToolDefinition
+from sojourn.models.attachments import attachments, fits
+from sojourn.models.model import Delta, ModelFailed, Request
 from sojourn.sandboxes.sandbox import Sandbox
+from sojourn.store import queue
+from sojourn.store.tenant import blobs
 from sojourn.tools.tool import Misused, Outcome
+from sojourn.worker.asking import request
 from sojourn.worker.parts import Parts, Place
+from sojourn.worker.results import told
 from sojourn.worker.sessions import sandbox_of
 
 log = logging.getLogger("sojourn.worker")
@@ -43,7 +50,7 @@ async def perform(parts: Parts, place: Place, agent: Agent, effect: Effect) -> e
         case CallModel():
             return await _call_model(parts, place, agent, effect)
         case CallTool():
-            return await _call_tool(parts, place, effect)
+            return await _call_tool(parts, place, agent, effect)
 
 
 # ---- the model -------------------------------------------------------------------------------
@@ -51,7 +58,12 @@ async def perform(parts: Parts, place: Place, agent: Agent, effect: Effect) -> e
 
 async def _call_model(parts: Parts, place: Place, agent: Agent, effect: CallModel) -> ev.Event:
     try:
-        return await _stream(parts, place, agent, effect)
+        try:
+            return await _stream(parts, place, await request(parts, place, agent, effect), effect)
+        except ModelFailed as error:
+            if error.kind != "too_long":
+                raise
+            return await _stream(parts, place, await request(parts, place, agent, effect, tighter=True), effect)
     except ModelFailed as error:
         failure, retry, after_s = Failure(error.code, str(error)), error.retry, error.retry_after_s
     except SojournError as error:
@@ -72,14 +84,15 @@ async def _call_model(parts: Parts, place: Place, agent: Agent, effect: CallMode
     )
 
 
-async def _stream(parts: Parts, place: Place, agent: Agent, effect: CallModel) -> ev.Replied:
+async def _stream(parts: Parts, place: Place, asked: Request, effect: CallModel) -> ev.Replied:
     """One attempt: deltas go to the stream as they come, the whole message is the answer."""
-    model, name = parts.models.resolve(effect.model)
-    began = parts.now()
+    model, _ = parts.models.resolve(effect.model)
     first: datetime | None = None
     message: Message | None = None
-    request = _request(agent, name, effect)
-    async with aclosing(model.stream(request, message_id=f"{effect.frame}#{effect.step}")) as stream:
+    asked = replace(asked, blobs=await _attached(parts, place, asked.messages))
+    began = parts.now()
+    async with aclosing(model.stream(asked, message_id=f"{effect.frame}#{effect.step}", run=place)) as stream:
+        del asked  # nothing holds its images and files once they are sent
         async for item in stream:
             first = first or parts.now()
             if isinstance(item, Message):
@@ -94,19 +107,20 @@ async def _stream(parts: Parts, place: Place, agent: Agent, effect: CallModel) -
         step=effect.step,
         attempt=effect.attempt,
         message=message,
-        usd_micros=parts.price(effect.model, message.usage) if message.usage else None,
+        usd_micros=parts.prices.cost_micros(effect.model, message.usage) if message.usage else None,
         first_token_ms=round((first - began).total_seconds() * 1000) if first else None,
     )
 
 
-def _request(agent: Agent, name: str, effect: CallModel) -> Request:
-    return Request(
-        model=name,
-        system=agent.system,
-        messages=effect.messages,
-        tools=tuple(ToolDefinition(tool.name, tool.description, tool.schema) for tool in agent.tools),
-        params=agent.params,
-    )
+async def _attached(parts: Parts, place: Place, messages: Sequence[Message]) -> dict[str, bytes]:
+    """Read the images and files that a transcript names, in the scope of its run; what is gone is left out."""
+    digests = attachments(messages)
+    if not digests:
+        return {}
+    async with queue.lent(parts.database, parts.worker_id, place.claimed) as connection:
+        kept = await blobs.about(connection, digests)
+        fits(sum(blob.size_bytes for blob in kept.values()))
+        return {name: await blobs.get(connection, name) for name in digests if name in kept}
 
 
 def _show(parts: Parts, place: Place, effect: Effect, item: Delta | ToolOutput) -> None:
@@ -134,9 +148,9 @@ class CallContext:
         _show(self._parts, self._place, self._effect, ToolOutput(self.call, text))
 
 
-async def _call_tool(parts: Parts, place: Place, effect: CallTool) -> ev.Returned:
-    outcome = await _run(parts, place, effect)
-    text = _clip(outcome.text, parts.settings.observation_max_bytes)
+async def _call_tool(parts: Parts, place: Place, agent: Agent, effect: CallTool) -> ev.Returned:
+    outcome = await _run(parts, place, agent, effect)
+    text = await told(parts, place, outcome.text)
     return ev.Returned(
         at=parts.now(),
         call=effect.call,
@@ -146,10 +160,14 @@ async def _call_tool(parts: Parts, place: Place, effect: CallTool) -> ev.Returne
     )
 
 
-async def _run(parts: Parts, place: Place, effect: CallTool) -> Outcome:
+async def _run(parts: Parts, place: Place, agent: Agent, effect: CallTool) -> Outcome:
     tool = parts.tools.get(effect.tool)
     if tool is None:
         return Outcome(f"This worker has no tool named {effect.tool}. Nothing was run.", failed=True)
+    if effect.approved and _changed(agent.tool(effect.tool), tool.definition):
+        return Outcome(
+            "The tool has changed since a person approved this call. Nothing was run; ask again.", failed=True
+        )
     limit_s = parts.settings.tool_timeout_s + GRACE_S
     try:
         return await asyncio.wait_for(tool.run(effect.args, CallContext(parts, place, effect)), limit_s)
@@ -165,6 +183,11 @@ async def _run(parts: Parts, place: Place, effect: CallTool) -> Outcome:
         return Outcome("The tool failed inside Sojourn. It may have run in part.", failed=True)
 
 
+def _changed(seen: Tool | None, now: Tool) -> bool:
+    """Whether a tool is not the one that people saw: it takes other arguments, or another try does something else."""
+    return seen is None or (seen.schema, seen.effect) != (now.schema, now.effect)
+
+
 async def stop(parts: Parts, place: Place, effect: Effect) -> None:
     """End what an abandoned tool call has begun outside this process."""
     if isinstance(effect, CallTool) and (tool := parts.tools.get(effect.tool)) is not None:
@@ -173,13 +196,3 @@ async def stop(parts: Parts, place: Place, effect: Effect) -> None:
         except (SojournError, TimeoutError) as error:
             name = type(error).__name__
             log.warning("tool.stop_failed", extra={"run": place.run_id, "tool": effect.tool, "error": name})
-
-
-def _clip(text: str, limit_bytes: int) -> str:
-    """Head and tail of a text that is too long for a transcript."""
-    data = text.encode(errors="replace")
-    if len(data) <= limit_bytes:
-        return data.decode()
-    half = limit_bytes // 2
-    head, tail = data[:half].decode(errors="ignore"), data[-half:].decode(errors="ignore")
-    return f"{head}\n[{len(data) - 2 * half} bytes left out]\n{tail}"

@@ -232,6 +232,7 @@ def _seen(row: VersionRow, agent: Agent) -> shapes.Version:
         policy=agent.policy,
         limits=specs.limits_seen(agent.limits),
         params=agent.params,
+        suspend=agent.suspend,
         created_at=row.created_at,
         created_by=row.created_by,
     )
@@ -288,6 +289,7 @@ ROUTES = (
     _route("POST", "/{name}/archive", archive, "Put an agent away", refusals=("request.not_found",), creates=True,
            answers={200: (shapes.AgentSeen, "The agent; its runs go on, and no new ones begin")}),
     _route("POST", "/{name}/run", run, "Run an agent and wait for its result", scope="runs:write", body=RunAgent,
-           creates=True, refusals=("request.not_found", *STARTS), example={"input": "Which year was the warmest?"},
+           creates=True, fills=True, refusals=("request.not_found", *STARTS),
+           example={"input": "Which year was the warmest?"},
            answers={200: (RunDone, "It ended in time"), 202: (Accepted, "It goes on; Location names the run")}),
 )  # fmt: skip

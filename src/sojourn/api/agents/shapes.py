@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from sojourn.loop.agent import Params
+from sojourn.loop.agent import Params, Suspend
 from sojourn.loop.policy import Policy
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", examples=["analyst"])]
@@ -54,6 +54,8 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     policy: Policy = Policy()
     limits: LimitsSpec = LimitsSpec()
     params: Params = Params()
+    suspend: Suspend = Suspend()
+    """When it stops before its next model call, until somebody says that it may go on."""
 
 
 class CreateAgent(Spec, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -97,6 +99,7 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
     policy: Policy
     limits: "LimitsSeen"
     params: Params
+    suspend: Suspend
     created_at: datetime
     created_by: str
 

@@ -3,26 +3,27 @@
 The rule: whatever a run would stumble over later is refused here, with what exists instead and where it was asked for.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from decimal import Decimal
-from typing import Any
 
 import msgspec
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError
 from msgspec import UNSET
 from msgspec.structs import replace
 
+from sojourn.api import schemas
 from sojourn.api.agents.shapes import LimitsSeen, LimitsSpec, Spec, ToolSpec, dollars
 from sojourn.api.parts import Api
 from sojourn.errors import Invalid
 from sojourn.loop.agent import Agent, Tool, digest
 from sojourn.loop.budget import Limits
 from sojourn.loop.messages import Usage
+from sojourn.loop.policy import Policy
 
 SubAgent = Callable[[str, str], Awaitable[Agent]]
 """The live version of an agent by name; the second argument points at who asked. Raises Invalid."""
 
+COUNTED = ("steps", "tool_calls", "input_tokens", "output_tokens", "usd_micros", "active_s")
 TASK = (
     '{"type":"object","properties":{"input":{"type":"string","description":"The task, in full."}},"required":["input"]}'
 )
@@ -31,8 +32,10 @@ TASK = (
 async def agent(parts: Api, spec: Spec, *, name: str, version: int, sub_agent: SubAgent) -> Agent:
     """Make the version that a spec describes; its sub-agents are pinned by digest. Raises Invalid with a pointer."""
     models = _models(parts, spec)
+    await asyncio.to_thread(_check_schemas, spec.tools)
     tools = [await _tool(parts, wanted, f"/tools/{i}", sub_agent) for i, wanted in enumerate(spec.tools)]
     _distinct(tools)
+    _answerable(spec.policy)
     return Agent(
         name=name,
         version=version,
@@ -42,6 +45,7 @@ async def agent(parts: Api, spec: Spec, *, name: str, version: int, sub_agent: S
         policy=spec.policy,
         limits=limits(_defaults(parts), spec.limits),
         params=spec.params,
+        suspend=spec.suspend,
     )
 
 
@@ -82,6 +86,12 @@ def limits(base: Limits, spec: LimitsSpec) -> Limits:
     if "usd" in said:
         said["usd_micros"] = _micros(said.pop("usd"))
     return replace(base, **said)
+
+
+def wider(given: Limits, than: Limits) -> bool:
+    """Whether limits leave more room than others: to give them takes the scope budgets:raise."""
+    pairs = [(getattr(given, name), getattr(than, name)) for name in COUNTED]
+    return any(bound is not None and (asked is None or asked > bound) for asked, bound in pairs)
 
 
 def limits_seen(given: Limits) -> LimitsSeen:
@@ -139,7 +149,6 @@ async def _tool(parts: Api, wanted: str | ToolSpec, pointer: str, sub_agent: Sub
             f"A tool of yours needs the JSON Schema of its arguments; a server tool is just {wanted.name!r}.",
             pointer=f"{pointer}/schema",
         )
-    _check_schema(wanted.schema, f"{pointer}/schema")
     text = msgspec.json.encode(wanted.schema).decode()
     return Tool(name=wanted.name, description=wanted.description, schema=text, executor="client")
 
@@ -162,19 +171,41 @@ async def _agent_tool(wanted: ToolSpec, pointer: str, sub_agent: SubAgent) -> To
     return Tool(name=name, description=text, schema=TASK, effect="read", executor="agent", agent=digest(sub))
 
 
-def _check_schema(schema: dict[str, Any], pointer: str) -> None:
+def _check_schemas(tools: Sequence[str | ToolSpec]) -> None:
     """Raise Invalid for what is not the JSON Schema (2020-12) of an object."""
-    if schema.get("type") != "object":
-        raise Invalid('The schema of a tool\'s arguments says "type": "object".', code="tool.schema", pointer=pointer)
-    try:
-        Draft202012Validator.check_schema(schema)
-    except SchemaError as error:
-        place = "".join(f"/{step}" for step in error.absolute_path)
-        raise Invalid(
-            f"This is not a JSON Schema: {error.message[:200]}.", code="tool.schema", pointer=pointer + place
-        ) from None
-    except RecursionError:
-        raise Invalid("The schema is nested too deep.", code="tool.schema", pointer=pointer) from None
+    given = [(i, tool.schema) for i, tool in enumerate(tools) if not isinstance(tool, str) and tool.schema is not None]
+    for i, schema in given:
+        if schema.get("type") != "object":
+            text = 'The schema of a tool\'s arguments says "type": "object".'
+            raise Invalid(text, code="tool.schema", pointer=f"/tools/{i}/schema")
+    found = schemas.checked(schema for _, schema in given)
+    for i, _ in given:
+        try:
+            error = next(found)
+        except Invalid as refused:
+            raise Invalid(str(refused), code="tool.schema", pointer=f"/tools/{i}/schema") from None
+        if error is not None:
+            place = "".join(f"/{step}" for step in error.absolute_path)
+            text = f"This is not a JSON Schema: {error.message[:200]}."
+            raise Invalid(text, code="tool.schema", pointer=f"/tools/{i}/schema{place}")
+
+
+def _answerable(policy: Policy) -> None:
+    """Raise Invalid for a rule that says nothing, or a question that could let a call pass unseen."""
+    asking = [("/policy/ask", policy.ask)]
+    for i, rule in enumerate(policy.rules):
+        asking += [(f"/policy/rules/{i}/ask", rule.ask)] if rule.ask else []
+        for n, one in enumerate(rule.when):
+            if (one.like, one.one_of, one.at_most, one.at_least) == (None, None, None, None):
+                text = "Say what the argument must be: like, one_of, at_most or at_least."
+                raise Invalid(text, pointer=f"/policy/rules/{i}/when/{n}")
+    for pointer, ask in asking:
+        if ask.on_expire == "resume":
+            raise Invalid("A call is never run because nobody answered.", pointer=f"{pointer}/on_expire")
+        if (ask.on_expire == "escalate") != bool(ask.escalate_to):
+            raise Invalid("`escalate` and `escalate_to` go together.", pointer=f"{pointer}/escalate_to")
+        if ask.on_expire == "escalate" and ask.expires_s is None:
+            raise Invalid("Say after how long the next ones are asked.", pointer=f"{pointer}/expires_s")
 
 
 def _distinct(tools: list[Tool]) -> None:

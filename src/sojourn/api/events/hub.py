@@ -6,10 +6,13 @@ doorbell is only a hint, so all runs are looked at now and then without one.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import islice
+from typing import NamedTuple
 
-from sojourn.api.events.sse import Attempt, Tape
+from sojourn.api.events.sse import Attempt, Row, Tape
 from sojourn.api.http.codes import StreamsFull
 from sojourn.api.parts import DELTA_BELL, RUN_BELL
 from sojourn.errors import SojournError
@@ -17,44 +20,55 @@ from sojourn.loop.continuation import Continuation, frames
 from sojourn.store import deltas, runs
 from sojourn.store.db import Connection, Database
 from sojourn.store.doorbell import Doorbell, Subscription
-from sojourn.store.rows import Principal
+from sojourn.store.rows import DeltaRow, Principal
 from sojourn.store.tenant import catalog
 
 log = logging.getLogger("sojourn.api")
 
 POLL_S = 5.0
-ROWS, PIECES = 200, 1000
-"""How many are read at a time."""
+LINGER_S, HOLD_S = 0.1, 1.0
+"""A transaction is kept open so long for the next ring, and so long altogether."""
+HOLDERS = 2
+"""If more tenants than these ring at once, connections are too dear to be held."""
+ROWS, PIECES = 200, 200
+"""How many of a run are read at a time."""
+RUNS = 20
+"""Of how many runs rows are read before all that streams is looked at again."""
 HELD_BYTES_MAX = 1 << 20
 """How much is kept for a follower that still reads the past."""
-
-Send = Callable[[bytes, bytes], bool]
-"""Take a piece of the stream, plain and as an HTTP chunk; False when the client cannot keep up."""
+UNSENT_BYTES_MAX = 256 << 10
+"""A client with so much underway is behind."""
 
 
 class Follower:
-    """One who follows a run. What it hears is held until it has read the past, and then sent at once."""
+    """One who follows a run. What it hears is held until it has read the past, and then written to its socket at once.
 
-    def __init__(self, principal: Principal, send: Send) -> None:
-        self.principal = principal
+    It has slots, and the transport at hand: with a thousand of them, a look into one more object each is what costs.
+    """
+
+    __slots__ = ("_held", "behind", "chunked", "ended", "principal", "seq", "transport", "woken")
+
+    def __init__(self, principal: Principal, transport: asyncio.Transport, *, chunked: bool) -> None:
+        self.principal, self.transport, self.chunked = principal, transport, chunked
         self.seq = 0
         """Everything up to here was sent."""
         self.behind = self.ended = False
         self.woken = asyncio.Event()
-        self._send = send
         self._held: bytearray | None = bytearray()
 
     def hear(self, plain: bytes, chunk: bytes, tape: Tape) -> None:
-        """Take what is new, or fall behind."""
+        """Take what is new, plain or as an HTTP chunk, or fall behind; a slow client is never waited for."""
         if self.behind:
             return
+        transport = self.transport
         if self._held is not None:
             self._held += plain
             self.behind = len(self._held) > HELD_BYTES_MAX
-        elif self._send(plain, chunk):
-            self.seq = tape.seq
-        else:
+        elif transport.get_write_buffer_size() > UNSENT_BYTES_MAX or transport.is_closing():
             self.behind = True
+        else:
+            transport.write(chunk if self.chunked else plain)
+            self.seq = tape.seq
         self.ended = tape.ended
         if self.behind or self.ended:
             self.woken.set()
@@ -84,21 +98,58 @@ class Reader:
         self.starting = asyncio.Lock()
 
 
-Due = tuple[Reader, Tape, bool, bool]
-"""A run to be read: its reader and tape, and whether it has new rows and new deltas."""
+class Due(NamedTuple):
+    """A run to be read."""
+
+    reader: Reader
+    tape: Tape
+    rows: bool
+    """Whether it has new rows."""
+    pieces: bool
+    """Whether it has new deltas."""
+
+
+class Desk:
+    """The runs of one tenant that are followed here, and what rings of them."""
+
+    def __init__(self, tenant: str) -> None:
+        self.tenant = tenant
+        self.readers: dict[str, Reader] = {}
+        self.rows: set[str] = set()
+        self.pieces: set[str] = set()
+        """The runs that have new rows, and new deltas."""
+        self.woken = asyncio.Event()
+        self.busy = False
+        """Whether a task reads."""
+
+    def principal(self) -> Principal | None:
+        """Name the follower whose handle is good for longest."""
+        followers = (follower for reader in self.readers.values() for follower in reader.followers)
+        return max((follower.principal for follower in followers), key=lambda one: one.expires_at, default=None)
+
+    def take(self) -> list[Due]:
+        """Say what is due; of rows some at a time, so that all that streams is soon looked at again."""
+        rows, pieces = set(islice(self.rows, RUNS)), self.pieces
+        self.rows, self.pieces = self.rows - rows, set()
+        if not self.rows:
+            self.woken.clear()
+        found = ((run_id, self.readers.get(run_id)) for run_id in rows | pieces)
+        return [
+            Due(reader, reader.tape, run_id in rows, run_id in pieces)
+            for run_id, reader in found
+            if reader is not None and reader.tape is not None and not reader.tape.ended
+        ]
 
 
 class Hub:
-    """The readers of one process, by tenant and run."""
+    """The readers of one process, at a desk for each tenant."""
 
     def __init__(self, database: Database, doorbell: Doorbell, followers_max: int) -> None:
         self._database, self._doorbell = database, doorbell
-        self._readers: dict[tuple[str, str], Reader] = {}
+        self._desks: dict[str, Desk] = {}
         self._max = followers_max
-        self._rows: set[str] = set()
-        self._pieces: set[str] = set()
-        """The runs that have new rows, and new deltas."""
-        self._woken = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        """Those that read; each is about to have a connection, or has one."""
         self._closed = False
         self.count = 0
 
@@ -116,15 +167,18 @@ class Hub:
     @contextmanager
     def follow(self, run_id: str, follower: Follower) -> Iterator[Reader]:
         """Have a run read for as long as somebody follows it."""
-        key = (follower.principal.tenant, run_id)
-        reader = self._readers.setdefault(key, Reader())
+        tenant = follower.principal.tenant
+        desk = self._desks.setdefault(tenant, Desk(tenant))
+        reader = desk.readers.setdefault(run_id, Reader())
         reader.followers.add(follower)
         try:
             yield reader
         finally:
             reader.followers.discard(follower)
-            if not reader.followers and self._readers.get(key) is reader:
-                del self._readers[key]
+            if not reader.followers and desk.readers.get(run_id) is reader:
+                del desk.readers[run_id]
+            if not desk.readers and self._desks.get(tenant) is desk:
+                del self._desks[tenant]
 
     async def join(self, reader: Reader, run_id: str, follower: Follower) -> tuple[int, bytes]:
         """Let a follower hear what comes; returns how far the past goes and what is being made at this moment."""
@@ -132,9 +186,10 @@ class Hub:
             if reader.tape is None:
                 async with self._database.scoped(follower.principal.handle) as connection:
                     reader.tape = await _begin(connection, run_id)
-                self._rows.add(run_id)  # it may have rung while the reader began
-                self._pieces.add(run_id)
-                self._woken.set()
+                desk = self._desks[follower.principal.tenant]
+                desk.rows.add(run_id)  # it may have rung while the reader began
+                desk.pieces.add(run_id)
+                self._wake(desk)
         tape = reader.tape
         follower.start()
         follower.ended = tape.ended
@@ -143,53 +198,68 @@ class Hub:
     async def run(self) -> None:
         """Read whatever rings, for ever."""
         bell = self._doorbell
-        with bell.subscribe(RUN_BELL) as rows, bell.subscribe(DELTA_BELL) as pieces:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._listen(rows, self._rows))
-                group.create_task(self._listen(pieces, self._pieces))
-                while True:
-                    await self._woken.wait()
-                    self._woken.clear()
-                    await self._read()
-
-    async def _listen(self, ear: Subscription, due: set[str]) -> None:
-        """Take note of the runs that ring, and now and then of all."""
-        while True:
-            rung = await ear.wait(POLL_S)
-            due.update(rung or (run_id for _, run_id in self._readers))
-            self._woken.set()
+        try:
+            with bell.subscribe(RUN_BELL) as rows, bell.subscribe(DELTA_BELL) as pieces:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._listen(rows, lambda desk: desk.rows))
+                    group.create_task(self._listen(pieces, lambda desk: desk.pieces))
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def close(self) -> None:
         """End every stream: the process stops, and the clients come back elsewhere."""
         self._closed = True
-        for reader in self._readers.values():
-            for follower in reader.followers:
-                follower.stop()
+        for desk in self._desks.values():
+            for reader in desk.readers.values():
+                for follower in reader.followers:
+                    follower.stop()
 
-    async def _read(self) -> None:
-        """Read what is due, one transaction a tenant."""
-        rows, pieces = frozenset(self._rows), frozenset(self._pieces)
-        self._rows.clear()
-        self._pieces.clear()
-        tenants: dict[str, list[Due]] = {}
-        for (tenant, run_id), reader in self._readers.items():
-            if reader.tape is not None and not reader.tape.ended and run_id in rows | pieces:
-                tenants.setdefault(tenant, []).append((reader, reader.tape, run_id in rows, run_id in pieces))
-        await asyncio.gather(*(self._read_tenant(some) for some in tenants.values()))
+    async def _listen(self, ear: Subscription, due: Callable[[Desk], set[str]]) -> None:
+        """Take note of the runs that ring, and now and then of all."""
+        while True:
+            rung = await ear.wait(POLL_S)
+            for desk in self._desks.values():
+                if hit := desk.readers.keys() & rung if rung else desk.readers.keys():
+                    due(desk).update(hit)
+                    self._wake(desk)
 
-    async def _read_tenant(self, some: list[Due]) -> None:
-        principals = (follower.principal for reader, *_ in some for follower in reader.followers)
-        principal = max(principals, key=lambda one: one.expires_at, default=None)
-        if principal is None:
-            return
+    def _wake(self, desk: Desk) -> None:
+        """See that a desk reads what is due."""
+        desk.woken.set()
+        if not desk.busy:
+            desk.busy = True
+            task = asyncio.create_task(self._work(desk), name="stream.read")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _work(self, desk: Desk) -> None:
+        """Read until nothing has rung for a moment. What fails is read when it rings again, or with all."""
         try:
-            async with self._database.scoped(principal.handle) as connection:
-                for due in some:
-                    await _advance(connection, due)
+            while desk.woken.is_set() and (principal := desk.principal()):
+                async with self._database.scoped(principal.handle) as connection:
+                    await self._read(desk, connection)
         except SojournError as error:
-            log.warning("stream.waits", extra={"tenant": principal.tenant, "code": error.code})
+            log.warning("stream.waits", extra={"tenant": desk.tenant, "code": error.code})
         except Exception:
-            log.exception("stream.bug", extra={"tenant": principal.tenant})
+            log.exception("stream.bug", extra={"tenant": desk.tenant})
+        finally:
+            desk.busy = False
+
+    async def _read(self, desk: Desk, connection: Connection) -> None:
+        """Read what rings in one transaction, which costs four trips to the database and a read only one.
+
+        It is read committed, so every statement sees what is new, and it holds no snapshot while it waits.
+        """
+        ends_at = time.monotonic() + HOLD_S
+        while desk.woken.is_set():
+            await _advance(connection, desk.take())
+            if len(self._tasks) > HOLDERS or time.monotonic() > ends_at:
+                return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_S):
+                    await desk.woken.wait()
 
 
 async def _begin(connection: Connection, run_id: str) -> Tape:
@@ -198,7 +268,7 @@ async def _begin(connection: Connection, run_id: str) -> Tape:
     agent = await catalog.spec(connection, run.root.agent.digest)
     tape = Tape(run_id, agent, run.rev, _running(run))
     tape.ended = run.root.ended
-    while pieces := await deltas.read(connection, run_id, after=tape.delta, limit=PIECES):
+    while pieces := (await deltas.read(connection, {run_id: tape.delta}, limit=PIECES))[run_id]:
         tape.take(pieces, ())
     return tape
 
@@ -213,19 +283,31 @@ def _running(run: Continuation) -> Iterator[Attempt]:
                 yield call.uid, -1, call.attempt
 
 
-async def _advance(connection: Connection, due: Due) -> None:
-    """Read what is new of a run and let every follower hear it.
+async def _advance(connection: Connection, some: Sequence[Due]) -> None:
+    """Read what is new of runs and let every follower hear it; those that only stream do not wait for the others.
 
     Deltas are read before rows, so that the row that announced their attempt is known; without them rows come alone.
     """
-    reader, tape, has_rows, has_pieces = due
-    while has_rows or has_pieces:
-        pieces = await deltas.read(connection, tape.run_id, after=tape.delta, limit=PIECES) if has_pieces else []
-        has_rows = has_rows or not all(tape.knows(batch) for batch in pieces)
-        rows = await runs.events(connection, tape.run_id, after=tape.seq, limit=ROWS) if has_rows else []
-        plain = tape.take(pieces, rows)
-        if plain or tape.ended:
-            chunk = b"%x\r\n%b\r\n" % (len(plain), plain) if plain else b""
-            for follower in tuple(reader.followers):
-                follower.hear(plain, chunk, tape)
-        has_rows, has_pieces = len(rows) == ROWS, len(pieces) == PIECES
+    while some:
+        after = {due.tape.run_id: due.tape.delta for due in some if due.pieces}
+        found = await deltas.read(connection, after, limit=PIECES) if after else {}
+        quick: list[tuple[Due, list[DeltaRow]]] = []
+        slow: list[tuple[Due, list[DeltaRow]]] = []
+        for due in some:
+            pieces = found.get(due.tape.run_id, [])
+            (slow if due.rows or not all(map(due.tape.knows, pieces)) else quick).append((due, pieces))
+        left = [_tell(due, pieces, []) for due, pieces in quick]
+        for due, pieces in slow:
+            rows = await runs.events(connection, due.tape.run_id, after=due.tape.seq, limit=ROWS)
+            left.append(_tell(due, pieces, rows))
+        some = [due for due in left if due.rows or due.pieces]
+
+
+def _tell(due: Due, pieces: list[DeltaRow], rows: list[Row]) -> Due:
+    """Let the followers of a run hear what is new, and say what is left."""
+    plain = due.tape.take(pieces, rows)
+    if plain or due.tape.ended:
+        chunk = b"%x\r\n%b\r\n" % (len(plain), plain) if plain else b""
+        for follower in tuple(due.reader.followers):
+            follower.hear(plain, chunk, due.tape)
+    return due._replace(rows=len(rows) == ROWS, pieces=len(pieces) == PIECES)

@@ -26,6 +26,8 @@ class RunQueued(Seen, frozen=True, kw_only=True, tag="run.queued"):
     user_id: str
     agent: str
     version: int
+    made_from: str | None = None
+    """The run that this one was forked or imported from."""
 
 
 class RunStarted(Seen, frozen=True, kw_only=True, tag="run.started"):
@@ -37,6 +39,13 @@ class RunSuspended(Seen, frozen=True, kw_only=True, tag="run.suspended"):
 
     waits: tuple[str, ...]
     """The ids of the open questions."""
+
+
+class RunHeld(Seen, frozen=True, kw_only=True, tag="run.held"):
+    """Somebody put it on hold: what is in flight ends, and nothing new begins."""
+
+    by: str
+    reason: str = ""
 
 
 class RunResumed(Seen, frozen=True, kw_only=True, tag="run.resumed"):
@@ -150,10 +159,18 @@ class FrameFinished(Seen, frozen=True, kw_only=True, tag="agent.frame_finished")
 
 
 class ApprovalRequested(Seen, frozen=True, kw_only=True, tag="approval.requested"):
-    """The run stands still until this is answered: POST /v1/approvals/{approval}."""
+    """Somebody is asked something; POST /v1/approvals/{approval} answers it."""
 
     approval: str
     wait: str
+    kind: str
+    title: str
+    display: str
+    """What would run, where it is about a call."""
+    frame: str
+    call: str | None
+    allowed: tuple[str, ...]
+    expires_at: datetime | None = None
 
 
 class ApprovalResolved(Seen, frozen=True, kw_only=True, tag="approval.resolved"):
@@ -164,6 +181,14 @@ class ApprovalResolved(Seen, frozen=True, kw_only=True, tag="approval.resolved")
     decision: str
     by: str
     reason: str = ""
+
+
+class SignalReceived(Seen, frozen=True, kw_only=True, tag="signal.received"):
+    """Something happened in the world that a call waits for, or may yet wait for."""
+
+    name: str
+    id: str
+    data: str = ""
 
 
 class BudgetExhausted(Seen, frozen=True, kw_only=True, tag="budget.exhausted"):
@@ -180,6 +205,16 @@ class SandboxRestored(Seen, frozen=True, kw_only=True, tag="sandbox.restored"):
     """The session's files were brought back into a new sandbox; its processes are gone."""
 
 
+class ContextCompacted(Seen, frozen=True, kw_only=True, tag="context.compacted"):
+    """What the model is shown of the transcript was made shorter; the transcript itself stays."""
+
+    frame: str
+    step: int
+    usage: Usage | None = None
+    """What the summary took, where a model wrote one."""
+    cost: Cost | None = None
+
+
 class ErrorSeen(Seen, frozen=True, kw_only=True, tag="error"):
     """Something was lost and is dealt with, such as a worker that died in the middle of an attempt."""
 
@@ -190,17 +225,17 @@ class ErrorSeen(Seen, frozen=True, kw_only=True, tag="error"):
 
 
 Kind = (
-    RunQueued | RunStarted | RunSuspended | RunResumed | RunCompleted | RunFailed | RunCancelled | UserMessage
+    RunQueued | RunStarted | RunSuspended | RunHeld | RunResumed | RunCompleted | RunFailed | RunCancelled | UserMessage
     | ModelStarted | ModelFinished | AgentThinking | AgentMessage | ToolUse | ToolUseStarted | ToolResultSeen
-    | FrameStarted | FrameFinished | ApprovalRequested | ApprovalResolved | BudgetExhausted
-    | SandboxOpened | SandboxRestored | ErrorSeen
+    | FrameStarted | FrameFinished | ApprovalRequested | ApprovalResolved | SignalReceived
+    | BudgetExhausted | SandboxOpened | SandboxRestored | ContextCompacted | ErrorSeen
 )  # fmt: skip
 
 ENDS: tuple[type[Seen], ...] = (RunCompleted, RunFailed, RunCancelled)
 """After one of these there is nothing more."""
 
 DELTAS = ("delta.message", "delta.thinking", "delta.tool_arguments", "delta.tool_output", "delta.reset")
-"""The names of deltas in a stream: `delta.reset` voids those that came before of the same frame and step."""
+"""The names of deltas in a stream: `delta.reset` voids those before it of its frame and step, or of its call."""
 
 
 class Delta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

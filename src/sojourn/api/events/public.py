@@ -11,9 +11,11 @@ from sojourn.api.events import kinds as k
 from sojourn.api.runs.shapes import Trouble, approval_id, cost, usage
 from sojourn.loop import events as ev
 from sojourn.loop.agent import Agent
-from sojourn.loop.continuation import Failure
+from sojourn.loop.continuation import Failure, Wait, pending
+from sojourn.loop.machine import begin
 from sojourn.loop.messages import Message, Part, Reasoning, Text, ToolCall, ToolResult
-from sojourn.loop.policy import gate
+from sojourn.loop.policy import Verdict, gate
+from sojourn.loop.step.waits import parsed
 
 SANDBOX: dict[str, type[k.Seen]] = {
     "sandbox.opened": k.SandboxOpened,
@@ -25,7 +27,7 @@ def project(run_id: str, agent: Agent | None, seq: int, event: ev.Event) -> Iter
     """Yield the public events of one journal row. `agent` is what the root frame runs, None where it is not known."""
     here: dict[str, Any] = {"seq": seq, "at": event.at}
     match event:
-        case ev.Began():
+        case ev.Began() | ev.Adopted():
             yield from _began(here, event)
         case ev.Turned():
             yield from _turned(here, run_id, event)
@@ -57,6 +59,15 @@ def project(run_id: str, agent: Agent | None, seq: int, event: ev.Event) -> Iter
                 by=event.by,
                 reason=event.reason,
             )
+        case ev.Asked(waits=waits):
+            yield from (_question(here, run_id, wait) for wait in waits)
+        case ev.Compacted():
+            usage_, cost_ = (usage(event.usage), cost(event.usd_micros)) if event.usage else (None, None)
+            yield k.ContextCompacted(**here, frame=event.frame, step=event.step, usage=usage_, cost=cost_)
+        case ev.Paused():
+            yield k.RunHeld(**here, by=event.by, reason=event.reason)
+        case ev.Signalled(signal=signal):
+            yield k.SignalReceived(**here, name=signal.name, id=signal.id, data=signal.data)
         case ev.Noted(kind=kind):
             yield SANDBOX[kind](**here)  # type: ignore[misc]
 
@@ -66,16 +77,35 @@ def is_end(event: ev.Event) -> bool:
     return isinstance(event, ev.Turned) and event.phase in ("completed", "failed", "cancelled")
 
 
-def _began(here: dict[str, Any], event: ev.Began) -> Iterator[k.Kind]:
+def _began(here: dict[str, Any], event: ev.Began | ev.Adopted) -> Iterator[k.Kind]:
+    agent = event.agent if isinstance(event, ev.Began) else event.root.agent
     yield k.RunQueued(
         **here,
         session_id=event.session_id,
         user_id=event.principal.user,
-        agent=event.agent.name,
-        version=event.agent.version,
+        agent=agent.name,
+        version=agent.version,
+        made_from=event.lineage.run_id if isinstance(event, ev.Adopted) else None,
     )
-    if event.message is not None:
+    if isinstance(event, ev.Began) and event.message is not None:
         yield k.UserMessage(**here, text=event.message.text)
+    for wait in pending(begin(event)):
+        yield _question(here, event.run_id, wait)
+
+
+def _question(here: dict[str, Any], run_id: str, wait: Wait) -> k.ApprovalRequested:
+    return k.ApprovalRequested(
+        **here,
+        approval=approval_id(run_id, wait.id),
+        wait=wait.id,
+        kind=wait.kind,
+        title=wait.title,
+        display=wait.display,
+        frame=wait.frame,
+        call=wait.call,
+        allowed=wait.allowed,
+        expires_at=wait.expires_at,
+    )
 
 
 def _turned(here: dict[str, Any], run_id: str, event: ev.Turned) -> Iterator[k.Kind]:
@@ -83,8 +113,6 @@ def _turned(here: dict[str, Any], run_id: str, event: ev.Turned) -> Iterator[k.K
         case "running":
             yield k.RunResumed(**here) if event.resumed else k.RunStarted(**here)
         case "suspended":
-            for wait in event.waits:
-                yield k.ApprovalRequested(**here, approval=approval_id(run_id, wait), wait=wait)
             yield k.RunSuspended(**here, waits=event.waits)
         case "completed":
             yield k.RunCompleted(**here)
@@ -118,10 +146,18 @@ def _replied(here: dict[str, Any], agent: Agent | None, event: ev.Replied) -> It
 def _asked(place: dict[str, Any], part: ToolCall, call: str, agent: Agent | None) -> Iterator[k.Kind]:
     """A tool call, and the sub-agent that it starts at once."""
     tool = agent.tool(part.name) if agent else None
-    verdict = gate(agent.policy, part.name).verdict if agent and tool else None
+    verdict = _judged(agent, part) if agent and tool else None
     yield k.ToolUse(**place, call=call, tool=part.name, arguments=part.arguments, evaluated_permission=verdict)
     if tool and tool.executor == "agent" and verdict == "allow":
         yield k.FrameStarted(seq=place["seq"], at=place["at"], frame=call, tool=part.name)
+
+
+def _judged(agent: Agent, part: ToolCall) -> Verdict | None:
+    """What the policy says of a call; None where its arguments cannot be read, and it never gets to a gate."""
+    try:
+        return gate(agent.policy, part.name, parsed(part.arguments or "{}")).verdict
+    except (ValueError, RecursionError):
+        return None
 
 
 def _finished(place: dict[str, Any], event: ev.Replied) -> k.ModelFinished:

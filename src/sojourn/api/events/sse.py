@@ -99,9 +99,7 @@ class Tape:
 
     def catch_up(self) -> bytes:
         """Write what is being made right now, for a follower who comes in the middle; what it had of it is void."""
-        return b"".join(
-            (_reset(attempt) if attempt[1] >= 0 else b"") + made for attempt, made in self._made.items() if made
-        )
+        return b"".join(_reset(attempt) + made for attempt, made in self._made.items() if made)
 
     def _begin(self, attempt: Attempt) -> list[bytes]:
         self._made[attempt] = bytearray()
@@ -160,4 +158,10 @@ def _delta(piece: Piece, batch: DeltaRow) -> bytes:
 
 
 def _reset(attempt: Attempt) -> bytes:
-    return frame("delta.reset", _encoder.encode(k.Delta(frame=attempt[0], step=attempt[1], attempt=attempt[2])))
+    """Void the deltas of a model attempt; or those of a tool's, whose call says which frame and step asked for it."""
+    place, step, number = attempt
+    if step >= 0:
+        return frame("delta.reset", _encoder.encode(k.Delta(frame=place, step=step, attempt=number)))
+    above, _, last = place.rpartition("/")
+    void = k.Delta(frame=above or "/", step=int(last.partition(".")[0]), attempt=number, call=place)
+    return frame("delta.reset", _encoder.encode(void))

@@ -23,8 +23,6 @@ from sojourn.store.rows import RunRow
 log = logging.getLogger("sojourn.api")
 
 COMMENT_S = 15.0
-UNSENT_BYTES_MAX = 256 << 10
-"""A client with so much underway is behind."""
 STUCK_S = 60.0
 """A client that takes nothing for so long is gone."""
 PAGE = 200
@@ -41,20 +39,12 @@ class Stream:
     def __init__(self, ask: Ask[Any, Any], run: RunRow, agent: Agent | None, after: int) -> None:
         self.ask, self.row, self.agent, self.run_id = ask, run, agent, run.id
         self.response = web.StreamResponse(headers=HEADERS)
-        self.chunked = ask.http.version >= HttpVersion11
-        self.follower = Follower(ask.principal, self.send)
+        if ask.http.transport is None:
+            raise ConnectionResetError("The client has gone.")
+        chunked = ask.http.version >= HttpVersion11
+        self.follower = Follower(ask.principal, ask.http.transport, chunked=chunked)
         self.follower.seq = after
         self.dies_at = time.monotonic() + ask.parts.settings.stream_life_s
-
-    def send(self, plain: bytes, chunk: bytes) -> bool:
-        """Write to the socket at once, unless too much is on its way already."""
-        transport = self.ask.http.transport
-        if transport is None or transport.is_closing():
-            return False
-        if transport.get_write_buffer_size() > UNSENT_BYTES_MAX:
-            return False
-        transport.write(chunk if self.chunked else plain)
-        return True
 
     async def run(self) -> web.StreamResponse:
         """Send all there is, and what comes."""
@@ -89,11 +79,11 @@ class Stream:
                 async with asyncio.timeout(min(COMMENT_S, max(0.0, self.dies_at - time.monotonic()))):
                     await follower.woken.wait()
             except TimeoutError:
-                if time.monotonic() >= self.dies_at or self._gone():
+                if time.monotonic() >= self.dies_at or self.follower.transport.is_closing():
                     return True
                 follower.principal = await self.ask.live.tokens.principal(self.ask.token)
                 await self.response.write(sse.COMMENT)
-        return not follower.behind or self._gone()
+        return not follower.behind or self.follower.transport.is_closing()
 
     async def replay(self, *, until: int) -> bool:
         """Send the journal from where the follower stands, and no row that it will hear; true at the end of the run."""
@@ -113,16 +103,12 @@ class Stream:
 
     async def _drained(self) -> None:
         """Wait until a slow client has taken what was sent. Raises ConnectionResetError when it takes nothing."""
-        transport = self.ask.http.transport
+        transport = self.follower.transport
         left, since = None, time.monotonic()
-        while transport is not None and (size := transport.get_write_buffer_size()):
+        while size := transport.get_write_buffer_size():
             if size != left:
                 left, since = size, time.monotonic()
             if time.monotonic() - since > STUCK_S or transport.is_closing():
                 transport.abort()
                 raise ConnectionResetError
             await asyncio.sleep(0.05)
-
-    def _gone(self) -> bool:
-        transport = self.ask.http.transport
-        return transport is None or transport.is_closing()

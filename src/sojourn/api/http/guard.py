@@ -7,6 +7,7 @@ request before its key is known to allow it, and nothing leaves but an answer, a
 import asyncio
 import logging
 import re
+import shutil
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -19,8 +20,9 @@ from sojourn.api.http import parse, problems
 from sojourn.api.http.codes import Bug, TooSlow, WrongMedia, WrongMethod
 from sojourn.api.parts import Api
 from sojourn.api.route import NAMES, Answer, Ask, Live, Route
-from sojourn.errors import Invalid, NotFound, Refused, SojournError, TooLarge, Unauthenticated
+from sojourn.errors import Invalid, NotFound, Refused, SojournError, StoreUnavailable, TooLarge, Unauthenticated
 from sojourn.identity import scopes
+from sojourn.settings import Settings
 from sojourn.store.rows import Principal
 
 log = logging.getLogger("sojourn.api")
@@ -87,6 +89,8 @@ def guarded(route: Route, parts: Api, live: Live) -> Inner:
     async def handle(request: web.Request) -> web.StreamResponse:
         request[ROUTE] = route
         token, principal = ("", ANYBODY) if route.public else await _permit(request, route, live)
+        if route.fills:
+            _need_room(parts.settings)
         raw = await _body(request, route, parts.settings.body_max_bytes)
         ask: Ask[Any, Any] = Ask(
             parts=parts,
@@ -132,6 +136,21 @@ async def _permit(request: web.Request, route: Route, live: Live) -> tuple[str, 
     if route.scope:
         scopes.require(principal.scopes, route.scope)
     return token, principal
+
+
+def _need_room(settings: Settings) -> None:
+    """Raise StoreUnavailable while an embedded database's disk is nearly full.
+
+    A PostgreSQL without room for its log stops, and then nothing can be read either.
+    """
+    if settings.database_url or not settings.data_dir:
+        return
+    if shutil.disk_usage(settings.data_dir).free < settings.disk_reserve_bytes:
+        raise StoreUnavailable(
+            f"The disk of the data folder has less than {settings.disk_reserve_bytes >> 20} MiB left, so nothing new "
+            "is accepted; what was accepted goes on and can be read. Free some space there: no restart is needed.",
+            code="store.full",
+        )
 
 
 def _names(request: web.Request) -> dict[str, str]:

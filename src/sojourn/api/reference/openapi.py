@@ -26,13 +26,15 @@ A managed agent runtime that you host yourself. Send `Authorization: Bearer <key
 `has_more` and `next`. What your key may not see is not found."""
 TAGS = {
     "runs": "One execution, from input to result, its events, transcript and trace.",
+    "continuations": "Runs that move: exported, imported, forked; whose exports are let in.",
     "agents": "What runs: immutable versions and the live one, the server's tools and models.",
     "sessions": "A conversation with its sandbox and files.",
+    "blobs": "Images and files that a message refers to, by digest.",
     "approvals": "What waits for a person.",
     "keys": "Who may call.",
     "operations": "For operators.",
 }
-ALWAYS = ("auth.unauthenticated", "auth.forbidden", "store.unavailable", "sojourn.bug")
+ALWAYS = ("auth.unauthenticated", "auth.forbidden", "store.unavailable", "store.full", "sojourn.bug")
 WITH_BODY = (
     "request.malformed", "request.too_deep", "request.timeout", "request.too_large", "request.media_type",
     "request.invalid",
@@ -110,7 +112,7 @@ def _operation(route: Route, refs: dict[Any, Json]) -> Json:
     if route.public:
         operation["security"] = []
     if route.upload:
-        operation["requestBody"] = {"required": True, "content": {"application/octet-stream": {}}}
+        operation["requestBody"] = {"required": True, "content": {"*/*": {}}}
     if route.body:
         content: Json = {"schema": refs[route.body]}
         if route.example is not None:

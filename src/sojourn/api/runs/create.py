@@ -10,15 +10,15 @@ from sojourn.api.agents import specs
 from sojourn.api.agents.shapes import LimitsSpec, Spec
 from sojourn.api.parts import RUN_BELL, WORK_BELL
 from sojourn.api.route import Answer, Ask
-from sojourn.api.runs.shapes import Accepted, CreateRun, Input
-from sojourn.errors import Invalid, NotFound, TooLarge
+from sojourn.api.runs.hear import heard
+from sojourn.api.runs.shapes import Accepted, CreateRun
+from sojourn.errors import Invalid, NotFound
 from sojourn.identity import scopes
 from sojourn.loop import continuation as cont
-from sojourn.loop.agent import Agent, ref
+from sojourn.loop.agent import Agent, Suspend, ref
 from sojourn.loop.budget import Limits
 from sojourn.loop.events import Began
 from sojourn.loop.machine import begin
-from sojourn.loop.messages import Message, said
 from sojourn.store import runs
 from sojourn.store.db import Connection
 from sojourn.store.rows import NewRun
@@ -36,7 +36,7 @@ async def create(ask: Ask[Any, Any], connection: Connection, wanted: CreateRun) 
     agent = await _agent(ask, connection, wanted)
     specs.need_key(parts, agent.models, "/model" if wanted.agent is None else "/agent")
     run_id = parts.new_id("run")
-    message = heard(ask, run_id, wanted.input)
+    message = await heard(ask, connection, run_id, wanted.input)
     session_id = wanted.session
     if session_id is None:
         session_id = parts.new_id("ses")
@@ -49,6 +49,7 @@ async def create(ask: Ask[Any, Any], connection: Connection, wanted: CreateRun) 
         principal=cont.Principal(ask.principal.user, ask.principal.key_id),
         agent=ref(agent),
         limits=_limits(ask, agent, wanted.limits),
+        suspend=wanted.suspend if wanted.agent is not None else Suspend(),
         history=await runs.history(connection, session_id) if wanted.session else (),
         message=message,
     )
@@ -61,7 +62,7 @@ async def create(ask: Ask[Any, Any], connection: Connection, wanted: CreateRun) 
         agent=agent,
         agents=below,
         priority=wanted.priority,
-        input=message.text[:INPUT_SHOWN_CHARS],
+        input=(message.text or "[attachments alone]")[:INPUT_SHOWN_CHARS],
         labels=wanted.labels,
     )
     await runs.create(connection, new, queued_max=parts.settings.queued_runs_max)
@@ -71,20 +72,6 @@ async def create(ask: Ask[Any, Any], connection: Connection, wanted: CreateRun) 
         headers={"Location": f"/v1/runs/{run_id}"},
         rings=((WORK_BELL, run_id), (RUN_BELL, run_id)),
     )
-
-
-def heard(ask: Ask[Any, Any], id_: str, given: Input) -> Message:
-    """A user's message. Raises Invalid and TooLarge."""
-    text = given if isinstance(given, str) else "\n\n".join(part.text for part in given)
-    limit = ask.parts.settings.message_max_bytes
-    if not text.strip():
-        raise Invalid("The input is empty; say what is to be done.", pointer="/input")
-    if len(text) > limit or len(text.encode()) > limit:
-        raise TooLarge(
-            f"The input is longer than {limit} bytes. Write it into a file of the session and name the file.",
-            pointer="/input",
-        )
-    return said(id_, text)
 
 
 # ---- who runs --------------------------------------------------------------------------------
@@ -133,8 +120,6 @@ async def _below(connection: Connection, agent: Agent) -> tuple[Agent, ...]:
 def _limits(ask: Ask[Any, Any], agent: Agent, wanted: LimitsSpec) -> Limits:
     """The run's limits: the agent's, made tighter; to widen them takes a scope of its own. Raises Forbidden."""
     made = specs.limits(agent.limits, wanted)
-    for field in ("steps", "tool_calls", "input_tokens", "output_tokens", "usd_micros", "active_s"):
-        bound, asked = getattr(agent.limits, field), getattr(made, field)
-        if bound is not None and asked > bound:
-            scopes.require(ask.principal.scopes, "budgets:raise")
+    if specs.wider(made, agent.limits):
+        scopes.require(ask.principal.scopes, "budgets:raise")
     return made

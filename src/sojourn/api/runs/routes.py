@@ -11,7 +11,8 @@ from sojourn.api.http.pages import Page
 from sojourn.api.parts import INBOX_BELL, WORK_BELL
 from sojourn.api.route import Answer, Ask, Route
 from sojourn.api.runs import shapes, trace, wait
-from sojourn.api.runs.create import create, heard
+from sojourn.api.runs.create import create
+from sojourn.api.runs.hear import heard
 from sojourn.loop.continuation import Wait
 from sojourn.loop.events import Cancelled, Said
 from sojourn.loop.messages import Message
@@ -98,7 +99,7 @@ async def say(ask: Ask[shapes.Say, None]) -> Answer:
     run_id = ask.names["run_id"]
 
     async def work(connection: Connection) -> Answer:
-        message = heard(ask, ask.parts.new_id("msg"), ask.body.input)
+        message = await heard(ask, connection, ask.parts.new_id("msg"), ask.body.input)
         await runs.post(connection, run_id, Said(at=ask.parts.now(), message=message))
         return Answer(status=202, body=shapes.Heard(accepted=True), rings=mailed(run_id))
 
@@ -169,8 +170,8 @@ def waiting(run_id: str, one: Wait) -> shapes.OpenWait:
 
 
 STARTS = (
-    "agent.unknown", "agent.archived", "model.unknown", "model.no_key", "budget.no_price", "tool.unknown",
-    "tool.schema", "session.busy", "session.closed", "limit.queue",
+    "agent.unknown", "agent.archived", "blob.unknown", "model.unknown", "model.no_key", "budget.no_price",
+    "tool.unknown", "tool.schema", "session.busy", "session.closed", "limit.queue",
 )  # fmt: skip
 """The refusals of whatever starts a run."""
 
@@ -191,6 +192,7 @@ ROUTES = (
             200: (shapes.Run, "The run, ended in time"),
         },
         refusals=STARTS,
+        fills=True,
         creates=True,
         example={"input": "Which year was the warmest?", "model": "openai:gpt-5-mini", "tools": ["shell"]},
     ),
@@ -238,7 +240,7 @@ ROUTES = (
         scope="runs:write",
         body=shapes.Say,
         answers={202: (shapes.Heard, "It is heard before the next model call")},
-        refusals=("request.not_found", "run.ended"),
+        refusals=("request.not_found", "run.ended", "blob.unknown"),
         creates=True,
         example={"input": "Leave out the years before 1900."},
     ),

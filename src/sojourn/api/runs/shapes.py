@@ -11,8 +11,14 @@ from sojourn.api.agents.shapes import LimitsSeen, Spec, dollars
 from sojourn.loop.messages import Usage as Tokens
 from sojourn.store.rows import PRIORITY_MAX, Status
 
+MEDIA_TYPE = "[a-z0-9][a-z0-9!#$&^_.+-]{0,63}/[a-z0-9][a-z0-9!#$&^_.+-]{0,63}"
+END = r"(?![\s\S])"  # a pattern's `$` would let one newline pass
 Id = Annotated[str, Meta(max_length=64)]
 Label = Annotated[str, Meta(max_length=256)]
+
+Digest = Annotated[str, Meta(pattern="^sha256:[0-9a-f]{64}$", description="What POST /v1/blobs answered.")]
+MediaType = Annotated[str, Meta(pattern=f"^{MEDIA_TYPE}{END}")]
+FileName = Annotated[str, Meta(pattern=rf"^[^/\x00-\x1f\x7f]{{0,200}}{END}")]
 
 
 class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="text"):
@@ -21,8 +27,27 @@ class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="tex
     text: str
 
 
-Input = str | list[TextPart]
-"""What a user says. Anything larger than a message belongs into the session's files."""
+class ImagePart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="image"):
+    """A picture: PNG, JPEG, GIF or WebP."""
+
+    blob: Digest
+    media_type: MediaType | None = None
+    """What it was called when it came, where it is not said."""
+
+
+class FilePart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="file"):
+    """A document. Models read text and PDF; of any other they learn that it is there."""
+
+    blob: Digest
+    media_type: MediaType | None = None
+    """What it was called when it came, where it is not said."""
+    name: FileName = ""
+
+
+Part = TextPart | ImagePart | FilePart
+Input = str | Annotated[list[Part], Meta(max_length=64)]
+"""What a user says, in the order in which the model reads it. What a program is to read belongs into the session's
+files."""
 
 
 class CreateRun(Spec, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -4,23 +4,19 @@ The rule: bytes go through in pieces, nothing larger than the limit is held, and
 to a browser as anything but a download.
 """
 
-import asyncio
 from datetime import UTC, datetime
 from typing import Annotated
-from urllib.parse import quote
 
 import msgspec
 from aiohttp import web
 from msgspec import Meta
 
-from sojourn.api.http.codes import TooSlow
+from sojourn.api.http import transfer
 from sojourn.api.route import Answer, Ask, Route
 from sojourn.api.sessions.workspace import existing, need, writable
-from sojourn.errors import Invalid, NotFound, TooLarge
+from sojourn.errors import Invalid, NotFound
 from sojourn.sandboxes.sandbox import FileStat
 
-PIECE_BYTES = 1 << 20
-UPLOAD_S, UPLOAD_IDLE_S = 600.0, 30.0
 FILES_MAX = 1000
 
 
@@ -74,33 +70,20 @@ async def read(ask: Ask[None, None]) -> web.StreamResponse:
     stat = await sandbox.stat(path)
     if stat.kind != "file":
         raise Invalid(f"This is no file but a {stat.kind}.")
-    piece = await sandbox.read(path, limit_bytes=PIECE_BYTES)
-    name = quote(path.rpartition("/")[2])
     headers = {
         "Content-Type": "application/octet-stream",
-        "Content-Disposition": f"attachment; filename*=UTF-8''{name}",
-        "Content-Length": str(stat.size_bytes),
+        "Content-Disposition": transfer.attachment(path.rpartition("/")[2]),
     }
-    response = web.StreamResponse(headers=headers)
-    await response.prepare(ask.http)
-    sent = 0
-    while piece and sent < stat.size_bytes:
-        piece = piece[: stat.size_bytes - sent]  # it may grow meanwhile, and the length is announced
-        await response.write(piece)
-        sent += len(piece)
-        piece = await sandbox.read(path, offset=sent, limit_bytes=PIECE_BYTES)
-    if sent < stat.size_bytes and ask.http.transport is not None:
-        ask.http.transport.abort()  # it shrank: the caller must not take the rest for the whole
-    return response
+
+    async def piece(offset: int) -> bytes:
+        return await sandbox.read(path, offset=offset, limit_bytes=transfer.PIECE_BYTES)
+
+    return await transfer.sent(ask, piece, size_bytes=stat.size_bytes, headers=headers)
 
 
 async def write(ask: Ask[None, None]) -> Answer:
     """Replace a file."""
-    try:
-        async with asyncio.timeout(UPLOAD_S):
-            data = await _upload(ask)
-    except TimeoutError:
-        raise TooSlow(f"The file did not arrive within {UPLOAD_S:g} s.") from None
+    data = bytes(await transfer.received(ask, limit_bytes=ask.parts.settings.file_max_bytes))
     await (await writable(ask)).write(ask.names["path"], data)
     return Answer(status=201, body=FileWritten(path=ask.names["path"], bytes=len(data)))
 
@@ -109,24 +92,6 @@ async def remove(ask: Ask[None, None]) -> Answer:
     """Delete a file or a folder."""
     await need(await existing(ask)).remove(ask.names["path"])
     return Answer(status=204)
-
-
-async def _upload(ask: Ask[None, None]) -> bytes:
-    """The body, up to the limit. Raises TooLarge and TooSlow."""
-    limit, data = ask.parts.settings.file_max_bytes, bytearray()
-    if (ask.http.content_length or 0) > limit:
-        raise TooLarge(f"The file is larger than {limit} bytes.")
-    while True:
-        try:
-            async with asyncio.timeout(UPLOAD_IDLE_S):
-                piece = await ask.http.content.readany()
-        except TimeoutError:
-            raise TooSlow(f"Nothing of the file arrived for {UPLOAD_IDLE_S:g} s.") from None
-        if not piece:
-            return bytes(data)
-        data += piece
-        if len(data) > limit:
-            raise TooLarge(f"The file is larger than {limit} bytes.")
 
 
 def _seen(stat: FileStat) -> FileSeen:
@@ -138,7 +103,7 @@ def _seen(stat: FileStat) -> FileSeen:
 
 
 FILES = "/v1/sessions/{session_id}/files"
-GONE = ("request.not_found", "sandbox.unavailable")
+GONE = ("request.not_found", "sandbox.unavailable", "sandbox.busy")
 ROUTES = (
     Route(
         method="GET",
@@ -170,6 +135,7 @@ ROUTES = (
         detail="The body is the file's bytes, whatever its type. Folders are made; a file that is there is replaced.",
         tag="sessions",
         scope="sessions:write",
+        fills=True,
         upload=True,
         answers={201: (FileWritten, "The file is there, whole")},
         refusals=("session.closed", *GONE),

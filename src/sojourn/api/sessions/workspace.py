@@ -1,7 +1,7 @@
 """The sandbox behind a session's files. Called by the file handlers.
 
-The rule: the session was seen with the caller's own rights before anything of it is opened, its row is locked while its
-files are brought here, so that two who want them do not undo each other, and every path is the port's to judge.
+The rules: the session was seen with the caller's own rights before anything of it is opened; few are opened at once, so
+that neither they nor the database connections that they wait with are used up; and every path is the port's to judge.
 """
 
 from typing import Any
@@ -10,29 +10,26 @@ from sojourn.api.route import Ask
 from sojourn.errors import Conflict, NotFound, SandboxUnavailable
 from sojourn.sandboxes import placing
 from sojourn.sandboxes.sandbox import Provider, Sandbox, Spec
-from sojourn.store.db import Connection
 from sojourn.store.rows import SessionRow
 from sojourn.store.tenant import sessions
 
 
 async def existing(ask: Ask[Any, Any]) -> Sandbox | None:
     """The session's sandbox; None where it never had a file. Raises NotFound and SandboxUnavailable."""
-    async with ask.transaction() as connection:
-        row = await sessions.get(connection, ask.names["session_id"])
-        provider = _provider(ask)
-        if row.host is None and row.workspace is None:
-            return None
-        living = await provider.attach(row.id) if row.host == ask.parts.host else None
-        return living or await _open(ask, connection, row)
+    row = await _row(ask)
+    provider = _provider(ask)
+    if row.host is None and row.workspace is None:
+        return None
+    living = await provider.attach(row.id) if row.host == ask.parts.host else None
+    return living or await _open(ask, row)
 
 
 async def writable(ask: Ask[Any, Any]) -> Sandbox:
     """The same, made now where there is none. Raises NotFound, Conflict and SandboxUnavailable."""
-    async with ask.transaction() as connection:
-        row = await sessions.get(connection, ask.names["session_id"])
-        if row.closed_at is not None:
-            raise Conflict("The session is closed; its files can be read and not changed.", code="session.closed")
-        return await _open(ask, connection, row)
+    row = await _row(ask)
+    if row.closed_at is not None:
+        raise Conflict("The session is closed; its files can be read and not changed.", code="session.closed")
+    return await _open(ask, row)
 
 
 def need(sandbox: Sandbox | None) -> Sandbox:
@@ -42,11 +39,17 @@ def need(sandbox: Sandbox | None) -> Sandbox:
     return sandbox
 
 
-async def _open(ask: Ask[Any, Any], connection: Connection, row: SessionRow) -> Sandbox:
+async def _row(ask: Ask[Any, Any]) -> SessionRow:
+    async with ask.transaction() as connection:
+        return await sessions.get(connection, ask.names["session_id"])
+
+
+async def _open(ask: Ask[Any, Any], row: SessionRow) -> Sandbox:
     """The session's sandbox on this host. Raises SandboxUnavailable where its files are on another one."""
-    spec = Spec(limits=ask.parts.settings.sandbox_limits)
-    sandbox, _ = await placing.open_here(connection, _provider(ask), session_id=row.id, host=ask.parts.host, spec=spec)
-    return sandbox
+    provider, spec = _provider(ask), Spec(limits=ask.parts.settings.sandbox_limits)
+    async with ask.live.opening.entered():
+        opened = await placing.open_here(ask.transaction, provider, session_id=row.id, host=ask.parts.host, spec=spec)
+    return opened.sandbox
 
 
 def _provider(ask: Ask[Any, Any]) -> Provider:

@@ -3,8 +3,10 @@
 The rule: `apply` is safe to repeat; a file that did not change makes no new version.
 """
 
+import json
 import tomllib
 from argparse import Namespace
+from datetime import date, time
 from pathlib import Path
 from typing import Any
 
@@ -121,14 +123,21 @@ def _apply(client: Client, spec: Json) -> tuple[Json, int | None]:
 def read_spec(path: Path) -> Json:
     """Read an agent's file. The server checks the fields; here the name must be there."""
     try:
-        spec = tomllib.loads(path.read_text())
+        spec: Json = json.loads(json.dumps(tomllib.loads(path.read_text()), default=_iso))
         if "system_file" in spec:
             spec["system"] = (path.parent / spec.pop("system_file")).read_text()
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, TypeError) as error:
-        raise Stop(f"{path} cannot be used: {error}.", USAGE) from None
+    except OSError as error:
+        raise Stop(f"{error.filename or path} cannot be read: {error.strerror}.", USAGE) from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, TypeError) as error:
+        raise Stop(f"{path} is no TOML: {error}. `sojourn agents apply --help` shows an example.", USAGE) from None
     if not isinstance(spec.get("name"), str):
         raise Stop(f'{path} names no agent: it needs a line like name = "reviewer".', USAGE)
     return spec
+
+
+def _iso(at: date | time) -> str:
+    """TOML has times, and JSON has not."""
+    return at.isoformat()
 
 
 COMMANDS = {

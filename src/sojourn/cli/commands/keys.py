@@ -9,8 +9,17 @@ from typing import Any
 
 from sojourn.cli.client import JSON_TYPE, segment
 from sojourn.cli.command import JSON, Command, Group, Shell, flag
-from sojourn.cli.exits import OK
+from sojourn.cli.commands.server import DATA_DIR, served
+from sojourn.cli.exits import OK, USAGE, Stop
 from sojourn.cli.terminal import ago
+
+DAYS_MAX = 3660
+RECOVER = """
+For the operator, when local.key is deleted or revoked and no other key may make one. It needs no key and
+no running server, but what the server itself has: the data folder, as the user that runs the server, or
+SOJOURN_DATABASE_URL. The new key may do everything, as the first one did. All earlier local keys (those
+that `sojourn keys list` shows as `first key`) are revoked; every other key stays as it is.
+"""
 
 
 def create(args: Namespace, shell: Shell) -> int:
@@ -20,7 +29,9 @@ def create(args: Namespace, shell: Shell) -> int:
         body["user"] = args.user
     if args.scope:
         body["scopes"] = args.scope
-    if args.days:
+    if args.days is not None:
+        if not 1 <= args.days <= DAYS_MAX:
+            raise Stop(f"--days is a number from 1 to {DAYS_MAX}.", USAGE)
         body["expires_in_s"] = args.days * 86400
     # Without an Idempotency-Key, which would have the secret remembered.
     made = shell.client().json("POST", "/v1/keys", body=json.dumps(body).encode(), headers=JSON_TYPE)
@@ -81,6 +92,17 @@ COMMANDS = {
                     JSON,
                 ),
                 examples=("sojourn keys create ci --days 30", "export SOJOURN_API_KEY=$(sojourn keys create laptop)"),
+            ),
+            "recover": Command(
+                "Make the local key anew, without any key",
+                served("serving", "recover_key"),
+                flags=(
+                    flag("--print", action="store_true", help="print the key instead of writing it to local.key"),
+                    DATA_DIR,
+                    JSON,
+                ),
+                about=RECOVER,
+                examples=("sojourn keys recover", "sojourn keys recover --print"),
             ),
             "list": Command("List the keys", list_keys, flags=(JSON,), examples=("sojourn keys list",)),
             "revoke": Command(

@@ -13,21 +13,30 @@ from sojourn.cli.client import Client, segment
 from sojourn.cli.command import JSON, Command, Shell, flag
 from sojourn.cli.commands.sessions import upload
 from sojourn.cli.exits import FAILED, INTERRUPTED, OF_STATUS, OK, USAGE, Stop
+from sojourn.cli.questions import Desk, headline, how
 from sojourn.cli.stream import follow
 from sojourn.cli.terminal import size
 from sojourn.cli.view import View, show_summary
 
 Json = dict[str, Any]
 
+PICTURES = {
+    "image/png": b"\x89PNG\r\n\x1a\n", "image/jpeg": b"\xff\xd8\xff", "image/gif": b"GIF8", "image/webp": b"RIFF",
+}  # fmt: skip
+"""How each kind of picture begins that the API takes."""
 ABOUT = """
 The agent is one that you applied before (--agent), or is made up here from --model, --system and --tool.
 The run goes on in the server whatever becomes of this command: Ctrl-C only leaves it, and says how to
 follow or cancel it. In a terminal the text streams as it comes; where standard output is a pipe or a
 file, it gets the answer alone, and the lines on the way go to standard error.
+
+When the run asks something, you are asked right there in a terminal; elsewhere, and with --no-ask, the
+command says how to answer and ends with 7.
 """
 EXAMPLES = (
     'sojourn run "What is 17 * 23?" --model openai:gpt-5-mini',
     'sojourn run "Which month was the wettest?" --file rain.csv --model openai:gpt-5-mini --tool shell',
+    'sojourn run "What is odd in this chart?" --image chart.png --model anthropic:claude-sonnet-4-5',
     'sojourn run "Review this" --agent reviewer --file patch.diff --max-steps 20',
     'sojourn run "And now in French" --agent writer --session ses_01J...',
     'id=$(sojourn run "A long job" --agent worker --detach)',
@@ -40,6 +49,7 @@ def run(args: Namespace, shell: Shell) -> int:
     files = [_source(name) for name in args.file]
     if len({path.name for path in files}) < len(files):
         raise Stop("Two files have the same name, and both would stand under it in the workspace.", USAGE)
+    images = [_picture(name) for name in args.image]
     client = shell.client()
     try:
         if files:
@@ -48,6 +58,9 @@ def run(args: Namespace, shell: Shell) -> int:
                 upload(client, session, path, path.name)
             listed = ", ".join(f"{path.name} ({size(path.stat().st_size)})" for path in files)
             body |= {"session": session, "input": f"{body['input']}\n\nFiles in the working directory: {listed}"}
+        if images:
+            parts = [_shown(client, data, media_type) for data, media_type in images]
+            body["input"] = [{"type": "text", "text": body["input"]}, *parts]
         made = client.post("/v1/runs", body)
     except KeyboardInterrupt:
         raise Stop("Interrupted; `sojourn runs` tells whether the run was accepted.", INTERRUPTED) from None
@@ -80,16 +93,19 @@ def watch(client: Client, made: Json, args: Namespace, shell: Shell) -> int:
     run_id = made["run_id"]
     screen = shell.out if shell.out.tty else shell.err
     view = View(screen)
+    asks = sys.stdin is not None and sys.stdin.isatty() and shell.out.tty and not (args.no_ask or args.json)
+    desk = Desk(client, run_id, screen if asks else None)
     if not args.json:
         screen.line(f"{run_id} in session {made['session_id']}", "dim")
     try:
         for item in follow(client, run_id, fresh=True, notice=lambda words: shell.err.line(words, "yellow")):
             if not args.json:
                 view.show(item)
-            if item["type"] == "run.suspended" and _fetch(client, run_id)["status"] == "suspended":
+            if desk.stuck(item):
                 break
         ended = _fetch(client, run_id)
     except KeyboardInterrupt:
+        screen.write("" if screen.fresh else "\n")
         shell.err.line(
             f"The run goes on. Follow it: sojourn logs -f {run_id}   Cancel it: sojourn cancel {run_id}", "bold"
         )
@@ -97,9 +113,12 @@ def watch(client: Client, made: Json, args: Namespace, shell: Shell) -> int:
     if args.json:
         shell.print_json(ended)
     else:
-        for wait in ended.get("waits") or ():
-            screen.line(f"? {wait['title']}: sojourn approve {wait['approval']}, or reject", "yellow")
+        for wait in desk.earlier:
+            screen.line(headline(wait), "yellow")
+            screen.line(f"  {how(wait)}")
         show_summary(screen, ended)
+        if ended["status"] == "suspended":
+            screen.line(f"It goes on once it is answered. Follow it: sojourn logs -f {run_id}", "dim")
         if screen is not shell.out and ended.get("output"):
             shell.out.line(ended["output"])
     return OF_STATUS.get(ended["status"], FAILED)
@@ -129,6 +148,26 @@ def _text(given: str) -> str:
         raise Stop(f"{given[1:]} cannot be read: {error}.", USAGE) from None
 
 
+def _picture(name: str) -> tuple[bytes, str]:
+    """A picture's bytes and its media type, told by how it begins."""
+    try:
+        data = _source(name).read_bytes()
+    except OSError as error:
+        raise Stop(f"{name} cannot be read: {error.strerror}.", USAGE) from None
+    for media_type, beginning in PICTURES.items():
+        if data.startswith(beginning):
+            return data, media_type
+    raise Stop(
+        f"{name} is no PNG, JPEG, GIF or WebP. --file puts a file of any kind into its working directory.", USAGE
+    )
+
+
+def _shown(client: Client, data: bytes, media_type: str) -> Json:
+    """Upload a picture, and give the part of the input that refers to it."""
+    kept = client.json("POST", "/v1/blobs", body=data, headers={"Content-Type": media_type})
+    return {"type": "image", "blob": kept["digest"], "media_type": media_type}
+
+
 def _source(name: str) -> Path:
     path = Path(name)
     if not path.is_file():
@@ -147,8 +186,10 @@ COMMANDS = {
             flag("--system", metavar="TEXT", default="", help="the system prompt, or @FILE that holds it"),
             flag("--tool", metavar="TOOL", action="append", default=[], help="a tool that it may use; again for more"),
             flag("--file", metavar="FILE", action="append", default=[], help="put a file into its working directory"),
+            flag("--image", metavar="FILE", action="append", default=[], help="show it a picture; again for more"),
             flag("--session", metavar="SESSION", help="go on in this session, with its conversation and files"),
             flag("--max-steps", metavar="N", type=int, help="stop after so many model replies"),
+            flag("--no-ask", action="store_true", help="in a terminal, too, leave when the run asks something"),
             flag("--detach", action="store_true", help="print the run's id and leave"),
             JSON,
         ),

@@ -9,6 +9,7 @@ from typing import Any
 from sojourn.cli.client import Refusal, segment
 from sojourn.cli.command import JSON, Command, Shell, flag
 from sojourn.cli.exits import INTERRUPTED, OF_STATUS, OK
+from sojourn.cli.questions import how
 from sojourn.cli.stream import follow
 from sojourn.cli.terminal import ago, money, one_line, status_style
 from sojourn.cli.view import View, show_summary
@@ -18,7 +19,7 @@ LOGS = """
 With --json each durable event is one line of JSON. Following survives a restart of the server; Ctrl-C
 only detaches. When --follow has seen the end of the run, the exit code tells its status.
 """
-STATUSES = ("queued", "running", "suspended", "completed", "failed", "cancelled")
+STATUSES = ("queued", "running", "suspended", "completed", "failed", "cancelled", "quarantined")
 
 
 def list_runs(args: Namespace, shell: Shell) -> int:
@@ -58,7 +59,10 @@ def get(args: Namespace, shell: Shell) -> int:
         "created": f"{run.get('created_at')} ({ago(run.get('created_at'))})",
         "goal": one_line(run.get("input") or "", 400),
         "error": "{detail} ({code})".format_map(run["error"]) if run.get("error") else "",
-        "waits": "; ".join(f"{wait['title']} ({wait['approval']})" for wait in run.get("waits") or ()),
+        "waits": "\n           ".join(line for wait in run.get("waits") or () for line in (wait["title"], how(wait))),
+        "stopped": f"no worker could read it; with workers that can: sojourn release {run['id']}"
+        if run["status"] == "quarantined"
+        else "",
     }
     for name, value in facts.items():
         if value:

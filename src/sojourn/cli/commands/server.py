@@ -14,6 +14,11 @@ from sojourn.cli.command import JSON, Command, Shell, flag
 from sojourn.cli.exits import OK
 
 DATA_DIR = flag("--data-dir", metavar="DIR", help="where database, sandboxes and keys live (SOJOURN_DATA_DIR)")
+WAIT_DATABASE = flag(
+    "--wait-database",
+    metavar="S",
+    help="wait so many seconds for a database that does not answer yet (SOJOURN_DATABASE_WAIT_S; 0)",
+)
 SERVE = """
 One process answers the API and works on the runs. Without SOJOURN_DATABASE_URL a PostgreSQL of its own
 starts in the data folder. The first start writes the local key, which every `sojourn` command on this
@@ -35,7 +40,7 @@ failures on demand. Point OPENAI_BASE_URL and ANTHROPIC_BASE_URL at what it prin
 """
 
 
-def _from(module: str, name: str) -> Callable[[Namespace, Shell], int]:
+def served(module: str, name: str) -> Callable[[Namespace, Shell], int]:
     """Name a command of a module that imports the server: it is loaded when it is the chosen one."""
 
     def run(args: Namespace, shell: Shell) -> int:
@@ -59,11 +64,12 @@ def version(args: Namespace, shell: Shell) -> int:
 COMMANDS = {
     "serve": Command(
         "Run the server: API and worker in one process",
-        _from("serving", "serve"),
+        served("serving", "serve"),
         flags=(
             flag("--host", metavar="HOST", help="the address to listen on (SOJOURN_HOST; 127.0.0.1)"),
             flag("--port", metavar="PORT", help="the port (SOJOURN_PORT; 8420), 0 for any that is free"),
             flag("--no-worker", action="store_true", help="only the API; `sojourn worker` does the work"),
+            WAIT_DATABASE,
             DATA_DIR,
         ),
         about=SERVE,
@@ -71,21 +77,21 @@ COMMANDS = {
     ),
     "worker": Command(
         "Run a worker beside the server",
-        _from("serving", "worker"),
-        flags=(DATA_DIR,),
+        served("serving", "worker"),
+        flags=(WAIT_DATABASE, DATA_DIR),
         about=WORKER,
         examples=("sojourn worker", "SOJOURN_DATABASE_URL=postgresql://db/sojourn sojourn worker"),
     ),
     "doctor": Command(
         "Say what works on this machine, what not, and why",
-        _from("serving", "doctor"),
+        served("serving", "doctor"),
         flags=(DATA_DIR, JSON),
         about=DOCTOR,
         examples=("sojourn doctor", "sojourn doctor --json | jq '.findings[] | select(.ok == false)'"),
     ),
     "simulate": Command(
         "Run a simulated model endpoint",
-        _from("simulating", "simulate"),
+        served("simulating", "simulate"),
         flags=(
             flag("--host", metavar="HOST", default="127.0.0.1", help="the address to listen on (127.0.0.1)"),
             flag("--port", metavar="PORT", type=int, default=4010, help="the port (4010), 0 for any that is free"),

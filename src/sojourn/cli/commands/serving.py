@@ -4,6 +4,8 @@ The rule: only this module of the command line imports the server, and it is loa
 """
 
 from argparse import Namespace
+from collections.abc import Coroutine
+from typing import Any
 
 import msgspec
 
@@ -11,8 +13,10 @@ from sojourn import settings, wiring
 from sojourn.cli.client import DEFAULT_URL, key_path
 from sojourn.cli.command import Shell
 from sojourn.cli.commands.simulating import run
-from sojourn.cli.exits import FAILED, OK
+from sojourn.cli.exits import FAILED, OK, UNREACHABLE, Stop
 from sojourn.doctor import examine
+from sojourn.errors import StoreUnavailable
+from sojourn.settings import Settings
 
 _MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("–", "dim")}
 
@@ -30,19 +34,39 @@ def serve(args: Namespace, shell: Shell) -> int:
         if url.rstrip("/") != DEFAULT_URL:
             shell.out.line(f"  export SOJOURN_API_URL={url}", "dim")
 
-    run(wiring.serve(settings.load(environ), worker=not args.no_worker, ready=ready))
+    using = settings.load(environ)
+    _start(using, wiring.serve(using, worker=not args.no_worker, ready=ready))
     return OK
 
 
 def worker(args: Namespace, shell: Shell) -> int:
     """Run a worker until a signal ends it."""
-    run(wiring.work(settings.load(_environ(args, shell))))
+    using = settings.load(_environ(args, shell))
+    _start(using, wiring.work(using))
     return OK
 
 
 def doctor(args: Namespace, shell: Shell) -> int:
     """Show what was found on this machine. Returns FAILED if something is in the way."""
     return int(run(_examined(args, shell)))
+
+
+def recover_key(args: Namespace, shell: Shell) -> int:
+    """Make the local key anew."""
+    using = settings.load(_environ(args, shell))
+    token = run(wiring.recover_key(using))
+    try:
+        path = None if args.print else wiring.keep_local_key(using, token)
+    except OSError as error:
+        raise Stop(f"The key cannot be written ({error.strerror}): `sojourn keys recover --print` shows one.") from None
+    if args.json:
+        shell.print_json({"key": token if args.print else None, "path": str(path) if path else None})
+    elif path:
+        shell.out.line(f"The new local key is in {path}; `sojourn` finds it there.")
+    else:
+        shell.out.line(token)
+    shell.err.line("The older local keys are revoked: no server takes them after 30 s.", "dim")
+    return OK
 
 
 async def _examined(args: Namespace, shell: Shell) -> int:
@@ -64,7 +88,18 @@ async def _examined(args: Namespace, shell: Shell) -> int:
     return OK if sound else FAILED
 
 
+def _start(using: Settings, work: Coroutine[Any, Any, None]) -> None:
+    """Run a server to its end. Raises Stop where it cannot begin because the operator's database is away."""
+    try:
+        run(work)
+    except StoreUnavailable as error:
+        if error.code != StoreUnavailable.code or not using.database_url:
+            raise
+        raise Stop(f"{error} To wait for it, start with --wait-database 60. ({error.code})", UNREACHABLE) from None
+
+
 def _environ(args: Namespace, shell: Shell) -> dict[str, str]:
     """The environment with the flags that stand for settings; a flag wins."""
-    given = {name: getattr(args, name, None) for name in ("host", "port", "data_dir")}
+    settings = {"host": "host", "port": "port", "data_dir": "data_dir", "wait_database": "database_wait_s"}
+    given = {setting: getattr(args, name, None) for name, setting in settings.items()}
     return {**shell.environ, **{f"SOJOURN_{name.upper()}": value for name, value in given.items() if value}}

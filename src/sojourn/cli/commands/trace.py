@@ -10,7 +10,7 @@ from typing import Any
 from sojourn.cli.client import segment
 from sojourn.cli.command import JSON, Command, Shell, flag
 from sojourn.cli.exits import OK
-from sojourn.cli.terminal import between, duration, money, tokens
+from sojourn.cli.terminal import between, duration, money, one_line, tokens
 
 Span = dict[str, Any]
 
@@ -25,7 +25,7 @@ def trace(args: Namespace, shell: Shell) -> int:
     begin = spans[0][1].get("started_at") if spans else None
     for depth, span in spans:
         kind = "" if span["kind"] == "step" else f"{span['kind']} "
-        shell.out.write("  " * depth + kind + span["name"])
+        shell.out.write("  " * depth + kind + one_line(span["name"], 120))
         shell.out.write("  " + " · ".join(facts(span, begin)), "dim")
         shell.out.line_end(f"  {reason(span['error'])}" if span.get("error") else "", "red")
     totals = found["totals"]
@@ -51,18 +51,18 @@ def facts(span: Span, begin: str | None) -> list[str]:
     """What a span says beside its name: when, how long, who, how much."""
     start, end = span.get("started_at"), span.get("ended_at")
     offset, length = between(begin, start) if start else None, between(start, end)
-    first = span.get("first_token_ms")
+    first, wait = span.get("first_token_ms"), span["kind"] == "wait"
     return [
         fact
         for fact in (
             f"attempt {span['attempt']}" if span.get("attempt", 1) > 1 else "",
             "" if offset is None else f"+{duration(max(offset, 0))}",
-            "" if length is None else duration(length) + ("" if end else " so far"),
+            "" if length is None else ("open " if wait else "") + duration(max(length, 0)) + ("" if end else " so far"),
             "" if first is None else f"first token {duration(first / 1000)}",
             str(span.get("provider") or ""),
             tokens(span["usage"]) if span.get("usage") else "",
             money(span["cost"]) if span.get("cost") else "",
-            str(span.get("status") or ""),
+            f"{span['decision']} by {span.get('by')}" if span.get("decision") else str(span.get("status") or ""),
         )
         if fact
     ]
@@ -79,7 +79,8 @@ COMMANDS = {
         trace,
         flags=(flag("run", metavar="RUN", help="the run's id"), JSON),
         about="A tree of the run's steps, model calls, tool calls and waits. +TIME is when it began, counted from the\n"
-        "run's beginning; a second attempt at the same thing is a line of its own.",
+        "run's beginning; a second attempt at the same thing is a line of its own. A wait says how long it was\n"
+        "open, and who answered what.",
         examples=("sojourn trace run_01J...", "sojourn trace run_01J... --json | jq .totals"),
     )
 }

@@ -4,19 +4,19 @@
 limit together, however many sub-agents run at once.
 """
 
-from collections.abc import Iterator
-from datetime import datetime
-from math import inf
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from math import ceil, inf
 
 from msgspec.structs import replace
 
-from sojourn.loop.budget import Held, Limits, Room, Spent, charge_step, exhausted
+from sojourn.loop.budget import Held, Limits, Room, Spent, charge_step, charge_tokens, exhausted
 from sojourn.loop.continuation import Call, Continuation, Failure, Frame, frames, path
-from sojourn.loop.events import Intended, ModelAsked, Replied
+from sojourn.loop.events import Compacted, Intended, ModelAsked, Replied
 from sojourn.loop.messages import Usage
-from sojourn.loop.step.ending import failed
+from sojourn.loop.step.ending import failed, settle
 from sojourn.loop.step.pauses import asks
-from sojourn.loop.step.tree import at_frame
+from sojourn.loop.step.tree import at_frame, put
 from sojourn.loop.step.waits import ask_frame
 
 
@@ -75,7 +75,59 @@ def take_call(pools: Pools, call: Call) -> bool:
     return True
 
 
+def busy(frame: Frame) -> bool:
+    """Whether anything is in flight in the frame or below it."""
+    return any(
+        (one.turn.sent and not one.ended) or any(call.state == "intent" for call in one.calls) for one in frames(frame)
+    )
+
+
 # ---- charging --------------------------------------------------------------------------------
+
+
+def aged(continuation: Continuation, at: datetime) -> Continuation:
+    """The run, and every sub-agent that is busy, with its active time up to `at`; a clock that goes back adds none."""
+    passed_ms = (at - continuation.updated_at) // timedelta(milliseconds=1)
+    if passed_ms <= 0 or not busy(continuation.root):
+        return continuation
+    root = _aged(continuation.root, passed_ms)
+    return replace(continuation, root=root, spent=_older(continuation.spent, passed_ms))
+
+
+def _aged(frame: Frame, passed_ms: int) -> Frame:
+    for call in frame.calls:
+        if call.child is not None and busy(call.child):
+            child = replace(call.child, spent=_older(call.child.spent, passed_ms))
+            frame = put(frame, replace(call, child=_aged(child, passed_ms)))
+    return frame
+
+
+def _older(spent: Spent, passed_ms: int) -> Spent:
+    return replace(spent, active_ms=spent.active_ms + passed_ms)
+
+
+def deadline(continuation: Continuation) -> datetime | None:
+    """When active time runs out for something in flight that must then be stopped; a limit that suspends stops none."""
+    left_ms = [
+        pool.limits.active_s * 1000 - pool.spent.active_ms
+        for pool in _stopping(continuation)
+        if pool.limits.active_s is not None and busy(pool.frame)
+    ]
+    return continuation.updated_at + timedelta(milliseconds=ceil(max(0.0, min(left_ms)))) if left_ms else None
+
+
+def overdue(continuation: Continuation) -> bool:
+    """Whether the active time is over of something that must be stopped."""
+    return any("active_s" in exhausted(pool.limits, pool.spent) for pool in _stopping(continuation))
+
+
+def _stopping(continuation: Continuation) -> Iterator[Pool]:
+    return (pool for pool in _open(continuation) if pool.limits.on_exhaust == "fail")
+
+
+def _open(continuation: Continuation) -> Iterator[Pool]:
+    """Every pool of a frame that goes on, parents first."""
+    return (pools[-1] for frame, pools in walk(continuation) if frame is pools[-1].frame and not frame.ended)
 
 
 def charge(continuation: Continuation, event: object) -> Continuation:
@@ -84,13 +136,15 @@ def charge(continuation: Continuation, event: object) -> Continuation:
         case Replied(frame=place, message=message):
             usage, cost = (message.usage if message else None) or Usage(), event.usd_micros or 0
             return _charged(continuation, place, lambda spent: charge_step(spent, usage, cost))
+        case Compacted(frame=place, usage=usage, usd_micros=cost) if usage is not None:
+            return _charged(continuation, place, lambda spent: charge_tokens(spent, usage, cost or 0))
         case Intended(attempt=1, call=uid):
             place = uid.rpartition("/")[0] or "/"
             return _charged(continuation, place, lambda spent: replace(spent, tool_calls=spent.tool_calls + 1))
     return continuation
 
 
-def _charged(continuation: Continuation, place: str, pay) -> Continuation:  # type: ignore[no-untyped-def]
+def _charged(continuation: Continuation, place: str, pay: Callable[[Spent], Spent]) -> Continuation:
     root = continuation.root
     for frame in path(root, place)[1:]:
         root = at_frame(root, frame.id, lambda f: replace(f, spent=pay(f.spent))) or root
@@ -101,14 +155,22 @@ def _charged(continuation: Continuation, place: str, pay) -> Continuation:  # ty
 
 
 def bound(continuation: Continuation, at: datetime) -> Continuation:
-    """The run, with every pool that has no room for what comes next failed, or asking for more."""
-    for frame, pools in walk(continuation):
-        pool = pools[-1]
-        if frame is not pool.frame or frame.ended:
-            continue
-        spent_out = exhausted(pool.limits, pool.spent)
-        if spent_out is not None and (after := _exhaust(continuation, pool, spent_out, at)) is not continuation:
-            return bound(after, at)
+    """The run, settled, with every pool that has no room for what comes next failed, or asking for more."""
+    while True:
+        root = settle(continuation.root)
+        continuation = continuation if root is continuation.root else replace(continuation, root=root)
+        after = _bind_one(continuation, at)
+        if after is continuation:
+            return continuation
+        continuation = after  # a sub-agent that failed is yet to be told to its parent
+
+
+def _bind_one(continuation: Continuation, at: datetime) -> Continuation:
+    for pool in _open(continuation):
+        for limit in exhausted(pool.limits, pool.spent):
+            after = _exhaust(continuation, pool, limit, at)
+            if after is not continuation:
+                return after
     return continuation
 
 
@@ -148,7 +210,7 @@ def announced(continuation: Continuation, event: ModelAsked, frame: Frame) -> Co
 
 def runs(call: Call) -> bool:
     """Whether the call's tool is to be run now, by a worker."""
-    return call.state == "authorized" and call.child is None
+    return call.state == "authorized" and call.tool.executor == "server"
 
 
 def _starves(frame: Frame) -> bool:

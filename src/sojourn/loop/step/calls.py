@@ -16,7 +16,7 @@ from sojourn.loop.continuation import Attempt, Call, CallState, Frame, ToolRef, 
 from sojourn.loop.events import Replied, Returned
 from sojourn.loop.messages import observed, said
 from sojourn.loop.policy import Asking, gate
-from sojourn.loop.step.waits import arguments, ask, bound, parsed
+from sojourn.loop.step.waits import arguments, ask, asked, bound, parsed, visible
 
 DEPTH_MAX = 16
 """How deep frames may be nested below the root."""
@@ -40,22 +40,21 @@ def open_call(agents: Agents, frame: Frame, event: Replied, index: int) -> tuple
         provider_id=request.id,
         index=index,
         tool=_bind(tool) if tool else ToolRef(request.name, "", "read", "server"),
-        args=request.arguments or "{}",
+        args=request.arguments or ("" if message.stop == "length" else "{}"),
     )
     if tool is None:
         names = ", ".join(t.name for t in agent.tools) or "none"
         return frame, close(call, "failed", f"There is no tool named {request.name!r}. The tools are: {names}.")
     try:
         args = parsed(call.args)
-        call.args.encode()
     except (ValueError, RecursionError) as error:
         cut = " The reply was cut off at the output limit: ask for less at a time." if message.stop == "length" else ""
         return frame, close(call, "failed", f"The arguments are not a JSON object: {error}.{cut} Nothing was run.")
     call = replace(call, gate=gate(agent.policy, tool.name, args))
-    return judge(agents, frame, call, event.at)
+    return _judge(frame, call, event.at)
 
 
-def judge(agents: Agents, frame: Frame, call: Call, at: datetime) -> tuple[Frame, Call]:
+def _judge(frame: Frame, call: Call, at: datetime) -> tuple[Frame, Call]:
     """Do what the gate says: refuse, ask, or let it run; a grant answers a question before it is put."""
     assert call.gate is not None
     match call.gate.verdict:
@@ -67,13 +66,14 @@ def judge(agents: Agents, frame: Frame, call: Call, at: datetime) -> tuple[Frame
                 title = f"May {frame.agent.name} run {call.tool.name}?"
                 return frame, ask(call, "approval", frame=frame.id, at=at, title=title)
             frame = granted
-    return frame, authorize(agents, call, frame, at)
+    return frame, authorize(call)
 
 
 def _use_grant(frame: Frame, call: Call, at: datetime) -> Frame | None:
     """The frame with one use less of a grant that fits the call; None where none does."""
     for i, grant in enumerate(frame.grants):
-        fits = grant.tool_digest == call.tool.digest and grant.args_digest in (None, bound(call))
+        fits = (grant.tool_digest, grant.ask) == (call.tool.digest, asked(call))
+        fits = fits and grant.args_digest in (None, bound(call))
         if fits and grant.left > 0 and (grant.expires_at is None or at < grant.expires_at):
             left = replace(grant, left=grant.left - 1)
             return replace(frame, grants=(*frame.grants[:i], left, *frame.grants[i + 1 :]))
@@ -87,13 +87,36 @@ def _bind(tool: Tool) -> ToolRef:
 # ---- from the yes to the intent --------------------------------------------------------------
 
 
-def authorize(agents: Agents, call: Call, frame: Frame, at: datetime) -> Call:
-    """Let a call run: on a worker, as a frame of its own, or by whoever else answers calls of this tool."""
-    call = replace(call, state="authorized", wait=None)
-    opened = _ELSEWHERE.get(call.tool.executor)
-    if opened is not None:
-        return opened(call, frame, at)
-    return _begin_child(agents, call, frame) if call.tool.executor == "agent" else call
+def authorize(call: Call) -> Call:
+    """Let a call run."""
+    return replace(call, state="authorized", wait=None)
+
+
+def barred(agents: Agents, frame: Frame) -> bool:
+    """Whether nothing of the frame may begin: it has a question of its own, or a step of it has, behind a barrier."""
+    barrier = agents[frame.agent.digest].policy.barrier
+    return frame.wait is not None or (
+        barrier and any(call.wait is not None and call.wait.kind == "approval" for call in frame.calls)
+    )
+
+
+def launches(call: Call) -> bool:
+    """Whether the call may run, and it is no worker that runs it."""
+    return call.state == "authorized" and call.tool.executor != "server" and call.child is None
+
+
+def launch(agents: Agents, frame: Frame, at: datetime) -> Frame:
+    """Begin the calls that no worker runs: as a frame of their own, or as a question to whoever answers them."""
+    if barred(agents, frame):
+        return frame
+    calls = tuple(_launch(agents, call, frame, at) if launches(call) else call for call in frame.calls)
+    return replace(frame, calls=calls)
+
+
+def _launch(agents: Agents, call: Call, frame: Frame, at: datetime) -> Call:
+    if call.tool.executor == "agent":
+        return _begin_child(agents, call, frame)
+    return _ELSEWHERE[call.tool.executor](call, frame, at)
 
 
 def _begin_child(agents: Agents, call: Call, frame: Frame) -> Call:
@@ -123,7 +146,7 @@ def _await_event(call: Call, frame: Frame, at: datetime) -> Call:
     name, timeout_s = args.get("name"), args.get("timeout_s")
     if not isinstance(name, str) or not name or (timeout_s is not None and _seconds(timeout_s) is None):
         return close(call, "failed", "Say which event, as `name`, and how long at most, as `timeout_s` in seconds.")
-    call = ask(call, "event", frame=frame.id, at=at, title=f"Waits for the event {name[:200]}.")
+    call = ask(call, "event", frame=frame.id, at=at, title=f"Waits for the event {visible(name[:200])}.")
     return _at_the_latest(call, None if timeout_s is None else at + timedelta(seconds=timeout_s), "reject", about=name)
 
 
@@ -181,7 +204,8 @@ def finish(call: Call, event: Returned) -> Call:
     """End the running attempt with what the tool returned."""
     attempt = replace(call.attempts[-1], state="failed" if event.failed else "ok", ended_at=event.at)
     state: CallState = "failed" if event.failed else "succeeded"
-    return replace(call, state=state, attempts=(*call.attempts[:-1], attempt), result=event.message)
+    result = event.message or observed(call.uid, call.provider_id, "", error=event.failed)
+    return replace(call, state=state, attempts=(*call.attempts[:-1], attempt), result=result)
 
 
 def lose(call: Call, frame: Frame, at: datetime) -> Call:

@@ -11,13 +11,13 @@ from datetime import datetime
 from msgspec.structs import replace
 
 from sojourn.loop.agent import digest
+from sojourn.loop.budget import Limits, exhausted
 from sojourn.loop.continuation import (
     Call,
     Continuation,
     Failure,
     Frame,
     Grant,
-    Marks,
     Vote,
     Wait,
     frames,
@@ -29,8 +29,8 @@ from sojourn.loop.messages import said
 from sojourn.loop.policy import gate
 from sojourn.loop.step.calls import Agents, authorize, close
 from sojourn.loop.step.ending import failed
-from sojourn.loop.step.tree import at_call, at_frame, with_call
-from sojourn.loop.step.waits import bound, escalated, parsed, shown
+from sojourn.loop.step.tree import at_frame, put, with_call
+from sojourn.loop.step.waits import anew, asked, bound, escalated, parsed, shown
 
 GRANTS_MAX = 64
 
@@ -62,10 +62,10 @@ def _wrong_person(continuation: Continuation, wait: Wait, event: Decided) -> Fai
 def _wrong_content(agents: Agents, continuation: Continuation, wait: Wait, event: Decided) -> Failure | None:
     if event.args_digest not in (None, wait.args_digest):
         return Failure("approval.other_arguments", "The arguments are not those that you saw: read it again.")
-    if event.decision == "extend" and (event.limits is None) == (wait.kind == "budget"):
-        return Failure("approval.no_limits", "Say the new limits of a budget.")
-    if event.decision == "extend" and wait.kind != "budget" and (event.expires_at or event.at) <= event.at:
-        return Failure("approval.no_end", "Say an end that is still to come.")
+    if event.grant is not None and wait.ask.need > 1:
+        return Failure("approval.not_allowed", "What several people must approve is approved call by call: no grant.")
+    if event.decision == "extend":
+        return _wrong_extension(continuation, wait, event)
     if wait.call is None:
         return None
     frame, call = _place(continuation, wait)
@@ -73,6 +73,22 @@ def _wrong_content(agents: Agents, continuation: Continuation, wait: Wait, event
     if tool is None or (wait.tool_digest or call.tool.digest) != digest(tool):
         return Failure("approval.other_tool", "The tool is not the one that was asked about.")
     return _wrong_edit(agents, frame, call, event.args) if event.decision == "edit" else None
+
+
+def _wrong_extension(continuation: Continuation, wait: Wait, event: Decided) -> Failure | None:
+    if wait.kind != "budget":
+        if event.limits is not None:
+            return Failure("approval.no_limits", "This is no budget: leave out the limits.")
+        if event.expires_at is None or event.expires_at <= max(event.at, wait.expires_at or event.at):
+            return Failure("approval.no_end", "Say an end that is later than the present one.")
+        return None
+    if event.limits is None:
+        return Failure("approval.no_limits", "Say the new limits of a budget.")
+    pool = path(continuation.root, wait.about or continuation.root.id)[-1]
+    spent = continuation.spent if pool.id == continuation.root.id else pool.spent
+    if used := exhausted(event.limits, spent):
+        return Failure("approval.no_limits", f"These limits are used up already: raise {', '.join(used)}.")
+    return None
 
 
 def _wrong_edit(agents: Agents, frame: Frame, call: Call, args: str | None) -> Failure | None:
@@ -83,8 +99,7 @@ def _wrong_edit(agents: Agents, frame: Frame, call: Call, args: str | None) -> F
     verdict = gate(agents[frame.agent.digest].policy, call.tool.name, values)
     if verdict.verdict == "deny":
         return Failure("approval.edit_denied", f"The policy does not allow this call. {verdict.reason}".rstrip())
-    asked = call.gate.ask if call.gate is not None else None
-    if verdict.verdict == "ask" and verdict.ask != asked:
+    if verdict.verdict == "ask" and verdict.ask != asked(call):
         return Failure("approval.edit_widens", "These arguments need an approval of another kind: reject the call.")
     return None
 
@@ -105,7 +120,7 @@ def decide(agents: Agents, continuation: Continuation, event: Decided) -> Contin
     if wait.kind == "hold":
         return replace(continuation, wait=None)
     if event.limits is not None and wait.about is not None and event.decision == "extend":
-        return _extend_budget(continuation, wait.about, event)
+        return _extend_budget(continuation, wait.about, event.limits)
     if wait.call is None:
         active_ms = continuation.spent.active_ms
         return _rooted(continuation, wait.frame, lambda frame: _decide_frame(frame, wait, event, active_ms))
@@ -117,18 +132,16 @@ def _rooted(continuation: Continuation, id: str, change: Callable[[Frame], Frame
     return replace(continuation, root=at_frame(continuation.root, id, change) or continuation.root)
 
 
-def _extend_budget(continuation: Continuation, pool: str, event: Decided) -> Continuation:
+def _extend_budget(continuation: Continuation, pool: str, limits: Limits) -> Continuation:
     """Raise the limits of the run or of a sub-agent, and answer everybody who waits for that."""
-
-    def raised(frame: Frame) -> Frame:
-        return frame if frame.id == continuation.root.id else replace(frame, limits=event.limits)
-
-    after = _rooted(continuation, pool, raised)
+    if pool == continuation.root.id:
+        after = replace(continuation, limits=limits)
+    else:
+        after = _rooted(continuation, pool, lambda frame: replace(frame, limits=limits))
     for wait in pending(after):
         if wait.kind == "budget" and wait.about == pool:
             after = _rooted(after, wait.frame, lambda frame: replace(frame, wait=None))
-    whole = pool == continuation.root.id and event.limits is not None
-    return replace(after, limits=event.limits) if whole else after
+    return after
 
 
 def _decide_frame(frame: Frame, wait: Wait, event: Decided, active_ms: int) -> Frame:
@@ -139,19 +152,15 @@ def _decide_frame(frame: Frame, wait: Wait, event: Decided, active_ms: int) -> F
 
 
 def go_on(frame: Frame, wait: Wait, active_ms: int) -> Frame:
-    """The frame after its pause; what paused it counts anew."""
-    marks = Marks(
-        turns=frame.step,
-        active_ms=active_ms,
-        past=frame.marks.past or wait.kind == "timer",
-        circle=frame.step,
-    )
+    """The frame after its pause; turns and seconds count anew, and repetitions where they are what paused it."""
+    marks = replace(frame.marks, turns=frame.step, active_ms=active_ms, past=frame.marks.past or wait.kind == "timer")
+    if wait.kind == "loop_guard":
+        marks = replace(marks, circle=frame.step, warned=False)
     return replace(frame, wait=None, marks=marks)
 
 
 def _decide_call(agents: Agents, frame: Frame, call: Call, event: Decided) -> Frame:
-    frame, call = _answered(agents, frame, call, event)
-    return replace(frame, calls=tuple(call if one.uid == call.uid else one for one in frame.calls))
+    return put(*_answered(agents, frame, call, event))
 
 
 def _answered(agents: Agents, frame: Frame, call: Call, event: Decided) -> tuple[Frame, Call]:
@@ -161,7 +170,7 @@ def _answered(agents: Agents, frame: Frame, call: Call, event: Decided) -> tuple
         case "approve" if wait.kind == "timer":
             return frame, close(call, "answered", "A person said to go on now.")
         case "approve" | "edit":
-            return _approve(agents, frame, call, event)
+            return _approve(frame, _edited(agents, frame, call, event), event)
         case "extend":
             return frame, replace(call, wait=replace(wait, expires_at=event.expires_at))
         case "retry":
@@ -172,35 +181,35 @@ def _answered(agents: Agents, frame: Frame, call: Call, event: Decided) -> tuple
             return frame, close(call, "failed" if event.failed else "answered", event.text)
         case "cancel":
             return frame, close(call, "cancelled", f"Nobody knows whether this ran. Leave it. {event.reason}".rstrip())
-        case "mark_done":
+        case _:  # mark_done
             return frame, close(call, "succeeded", event.text or "A person confirmed that this was done.")
 
 
-def _approve(agents: Agents, frame: Frame, call: Call, event: Decided) -> tuple[Frame, Call]:
-    """Count a yes, to the arguments as they are or as the approver writes them; with the last one the call may run."""
-    if event.decision == "edit":
-        frame, call = _edited(agents, frame, call, event)
+def _approve(frame: Frame, call: Call, event: Decided) -> tuple[Frame, Call]:
+    """Count a yes; with the last one the call may run, and the model is told of arguments that are not its own."""
     wait = call.wait
     assert wait is not None
     wait = replace(wait, votes=(*wait.votes, Vote(event.by, event.at)))
     if len({vote.by for vote in wait.votes}) < wait.ask.need:
-        return frame, replace(call, wait=wait)
+        return frame, anew(call, wait, event.at) if event.decision == "edit" else replace(call, wait=wait)
     if event.grant is not None:
         frame = _granted(frame, call, wait, event)
-    return frame, authorize(agents, call, frame, event.at)
+    if call.args_effective is not None:
+        note = f"A person changed the arguments of your call of {call.tool.name} before it ran, to: "
+        told = said(f"{call.uid}!", f"{note}{call.args_effective}\n{event.reason}".rstrip())
+        frame = replace(frame, inbox=(*frame.inbox, told))
+    return frame, authorize(call)
 
 
-def _edited(agents: Agents, frame: Frame, call: Call, event: Decided) -> tuple[Frame, Call]:
-    """Put the approver's arguments in the place of the model's; votes for others are void, and the model is told."""
+def _edited(agents: Agents, frame: Frame, call: Call, event: Decided) -> Call:
+    """Put the approver's arguments, if there are any, in the place of the model's; votes for others are void."""
     wait, args = call.wait, event.args
-    assert wait is not None and args is not None
+    if event.decision != "edit" or wait is None or args is None:
+        return call
     call = replace(call, args_effective=args)
     verdict = gate(agents[frame.agent.digest].policy, call.tool.name, parsed(args))
     call = replace(call, gate=verdict if verdict.verdict == "ask" else call.gate)
-    call = replace(call, wait=replace(wait, args_digest=bound(call), display=shown(args), votes=()))
-    note = f"A person changed the arguments of your call of {call.tool.name} before it ran, to: {args}"
-    told = said(f"{wait.id}!", f"{note}\n{event.reason}".rstrip())
-    return replace(frame, inbox=(*frame.inbox, told)), call
+    return replace(call, wait=replace(wait, args_digest=bound(call), display=shown(args), votes=()))
 
 
 def _granted(frame: Frame, call: Call, wait: Wait, event: Decided) -> Frame:
@@ -208,6 +217,7 @@ def _granted(frame: Frame, call: Call, wait: Wait, event: Decided) -> Frame:
     grant = Grant(
         id=wait.id,
         by=event.by,
+        ask=asked(call),
         tool_digest=call.tool.digest,
         args_digest=bound(call) if event.grant.same_arguments else None,
         left=event.grant.count,
@@ -232,7 +242,7 @@ def expire(continuation: Continuation, at: datetime) -> Continuation | None:
             root = at_frame(root, frame.id, _wake) or root
     for wait in pending(continuation):
         if over(wait, at) and wait.ask.on_expire != "keep" and wait.call is not None:
-            root = _expire_wait(root, wait, at) or root
+            root = with_call(root, wait.call, _expiring(wait, at)) or root
     return replace(continuation, root=root) if root is not continuation.root else None
 
 
@@ -240,12 +250,15 @@ def _wake(frame: Frame) -> Frame:
     return replace(frame, turn=replace(frame.turn, not_before=None))
 
 
-def _expire_wait(root: Frame, wait: Wait, at: datetime) -> Frame | None:
-    assert wait.call is not None
-    if wait.ask.on_expire == "fail":
-        failure = Failure("approval.expired", f"Nobody answered in time: {wait.title}")
-        return at_frame(root, wait.frame, lambda frame: failed(frame, failure))
-    return at_call(root, wait.call, lambda _, call: _end_wait(call, wait, at))
+def _expiring(wait: Wait, at: datetime) -> Callable[[Frame, Call], Frame | None]:
+    def end(frame: Frame, call: Call) -> Frame | None:
+        if call.wait is not wait:
+            return None  # it went with its frame
+        if wait.ask.on_expire == "fail":
+            return failed(frame, Failure("approval.expired", f"Nobody answered in time: {wait.title}"))
+        return put(frame, _end_wait(call, wait, at))
+
+    return end
 
 
 def _end_wait(call: Call, wait: Wait, at: datetime) -> Call:
@@ -254,6 +267,6 @@ def _end_wait(call: Call, wait: Wait, at: datetime) -> Call:
             return close(call, "answered", f"It is {at.isoformat(timespec='seconds')} now.")
         case "event", _:
             return close(call, "expired", f"No event {wait.about} came in time.")
-        case _, "escalate":
+        case _, "escalate" if wait.ask.escalate_to:
             return escalated(call, wait, at)
     return close(call, "expired", f"Nobody answered in time: {wait.title} It was not run.")

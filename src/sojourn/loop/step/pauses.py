@@ -39,7 +39,7 @@ def asks(frame: Frame) -> bool:
 
 def _pause(agents: Agents, continuation: Continuation, frame: Frame, at: datetime) -> Frame | None:
     agent = agents[frame.agent.digest]
-    if frame.step == 0:
+    if frame.step == 0 and frame.turn.attempt == 1:
         active_ms = continuation.spent.active_ms
         return replace(frame, marks=replace(frame.marks, active_ms=active_ms)) if agent.suspend.after_active_s else None
     rules = (agent.suspend, continuation.suspend) if frame.id == continuation.root.id else (agent.suspend,)
@@ -57,7 +57,7 @@ def _due(rule: Suspend, frame: Frame, active_ms: int, at: datetime) -> tuple[Wai
         return "turns", f"{frame.agent.name} made {turns} turns. Go on?"
     if rule.after_active_s is not None and timedelta(milliseconds=ran_ms) >= timedelta(seconds=rule.after_active_s):
         return "seconds", f"{frame.agent.name} worked for {ran_ms / 1000:.0f} s. Go on?"
-    if rule.at is not None and not frame.marks.past and at >= rule.at:
+    if rule.at is not None and not frame.marks.past and frame.step and at >= rule.at:
         return "timer", f"It is past {rule.at.isoformat(timespec='seconds')}. Go on?"
     return None
 
@@ -78,6 +78,9 @@ def _circle(frame: Frame, at: datetime) -> Frame | None:
 
 
 def _circles(messages: tuple[Message, ...], steps: int) -> bool:
+    newest, *before = _rounds(messages, 3) if steps >= 3 else [()]
+    if newest not in before:
+        return False
     for period, length in CIRCLES:
         if steps >= length:
             last = _rounds(messages, length)

@@ -11,10 +11,10 @@ def at_frame(root: Frame, id: str, change: Callable[[Frame], Frame | None]) -> F
     """The tree with one frame changed; None where there is no such frame or `change` says None."""
     if root.id == id:
         return change(root)
-    for i, call in enumerate(root.calls):
+    for call in root.calls:
         if call.child is not None and (id == call.uid or id.startswith(f"{call.uid}/")):
             child = at_frame(call.child, id, change)
-            return replace(root, calls=put(root.calls, i, replace(call, child=child))) if child else None
+            return put(root, replace(call, child=child)) if child else None
     return None
 
 
@@ -23,7 +23,7 @@ def at_call(root: Frame, uid: str, change: Callable[[Frame, Call], Call | None])
 
     def visit(frame: Frame, call: Call) -> Frame | None:
         changed = change(frame, call)
-        return replace(frame, calls=put(frame.calls, frame.calls.index(call), changed)) if changed else None
+        return put(frame, changed) if changed else None
 
     return with_call(root, uid, visit)
 
@@ -38,6 +38,6 @@ def with_call(root: Frame, uid: str, change: Callable[[Frame, Call], Frame | Non
     return at_frame(root, uid.rpartition("/")[0] or "/", visit)
 
 
-def put(calls: tuple[Call, ...], i: int, call: Call) -> tuple[Call, ...]:
-    """The calls with one of them replaced."""
-    return (*calls[:i], call, *calls[i + 1 :])
+def put(frame: Frame, call: Call) -> Frame:
+    """The frame with the call of that uid replaced."""
+    return replace(frame, calls=tuple(call if one.uid == call.uid else one for one in frame.calls))

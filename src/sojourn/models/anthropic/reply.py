@@ -7,11 +7,12 @@ Source: https://docs.anthropic.com/en/api/messages-streaming (2026-11).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
 from sojourn.loop.messages import Message, Native, Part, Reasoning, Source, Stop, Text, ToolCall, Usage
-from sojourn.models.dialect import decoded, not_promised
+from sojourn.models.dialect import Tokens, counted, decoded, not_promised
 from sojourn.models.model import ArgumentsDelta, Delta, ModelFailed, ReasoningDelta, Request, TextDelta
 from sojourn.models.wire.failures import Problem, interrupted_by
 
@@ -26,15 +27,15 @@ _STOPS: dict[str, Stop] = {
 
 
 class _Usage(msgspec.Struct, gc=False):
-    input_tokens: int | None = None
-    cache_read_input_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
-    output_tokens: int | None = None
+    input_tokens: Tokens | None = None
+    cache_read_input_tokens: Tokens | None = None
+    cache_creation_input_tokens: Tokens | None = None
+    output_tokens: Tokens | None = None
 
 
 class _Start(msgspec.Struct, gc=False):
     id: str = ""
-    usage: _Usage | None = None
+    usage: Any = None
 
 
 class _Delta(msgspec.Struct, gc=False):
@@ -52,7 +53,7 @@ class _Event(msgspec.Struct, gc=False):
     delta: _Delta | None = None
     content_block: msgspec.Raw = msgspec.Raw()
     message: _Start | None = None
-    usage: _Usage | None = None
+    usage: Any = None
     error: Problem | None = None
 
 
@@ -96,7 +97,7 @@ class MessagesReply:
         self._calls = 0
         self._started: _Start | None = None
         self._stop_reason: str | None = None
-        self._usage = _Usage()
+        self._usage: _Usage | None = _Usage()
 
     def feed(self, data: bytes) -> Sequence[Delta]:
         """Take in one event. Raises ModelFailed."""
@@ -156,10 +157,16 @@ class MessagesReply:
                 pass
         return ()
 
-    def _count(self, usage: _Usage | None) -> None:
+    def _count(self, told: Any) -> None:
         """Take in counts; they are totals, and a later event overrules an earlier one where it speaks."""
+        if not told or self._usage is None:
+            return
+        usage = counted(_Usage, told, provider=self._source.provider)
+        if usage is None:
+            self._usage = None
+            return
         for name in _Usage.__struct_fields__:
-            if usage is not None and (value := getattr(usage, name)) is not None:
+            if (value := getattr(usage, name)) is not None:
                 setattr(self._usage, name, max(value, 0))
 
     def message(self) -> Message:
@@ -200,7 +207,7 @@ class MessagesReply:
 
     def _normalised(self) -> Usage | None:
         found = self._usage
-        if found == _Usage():
+        if found is None or found == _Usage():
             return None
         return Usage(
             input=found.input_tokens or 0,

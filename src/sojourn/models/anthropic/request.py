@@ -6,17 +6,21 @@ marks stand only where the next request has the same prefix, so that each step p
 Source: https://docs.anthropic.com/en/api/messages and .../build-with-claude/prompt-caching (2026-11).
 """
 
-import base64
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import msgspec
 
 from sojourn.loop.agent import Params
 from sojourn.loop.messages import File, Image, Message, Native, Reasoning, Text, ToolCall
+from sojourn.models.attachments import PDF, as_words, readable, unknown, visible
+from sojourn.models.dialect import listed, whole
+from sojourn.models.kept import Piece, Transcripts
 from sojourn.models.model import Endpoint, Request, ToolDefinition
-from sojourn.models.projection import Exchange, Turn, arguments_object, as_words, attached, readable, turns
+from sojourn.models.projection import Exchange, Turn, arguments_object
 
 VERSION = "2023-06-01"
 OUTPUT_TOKENS = 8192
@@ -27,26 +31,34 @@ _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _MARK = {"type": "ephemeral"}
 _EFFORTS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high"}
 
-Block = dict[str, Any] | msgspec.Raw
-"""One content block; a Raw one is native and goes back as it came."""
-
 
 def headers(key: str | None) -> dict[str, str]:
     """Carry the key and the version."""
     return {"anthropic-version": VERSION} | ({"x-api-key": key} if key else {})
 
 
-def body(request: Request, endpoint: Endpoint) -> bytes:
-    """Write the request."""
-    messages = project(request, endpoint.name)
-    wanted: dict[str, Any] = {"model": request.model, "stream": True}
+def body(request: Request, endpoint: Endpoint, transcripts: Transcripts) -> list[bytes]:
+    """Write the request in pieces."""
+
+    def write(turn: Turn) -> Iterator[Piece]:
+        return blocks(turn, request.blobs)
+
+    pieces = transcripts.pieces(request, endpoint.name, id_pattern=_ID, write=write)
+    messages = [list(group) for _, group in groupby(pieces, key=attrgetter("role"))]
+    before: dict[str, Any] = {"model": request.model, "stream": True}
     if request.tools:
-        wanted["tools"] = _tools(request.tools)
+        before["tools"] = _tools(request.tools)
     if request.system.strip():
-        wanted["system"] = [{"type": "text", "text": request.system, "cache_control": _MARK}]
-    wanted["messages"] = messages
+        before["system"] = [{"type": "text", "text": request.system, "cache_control": _MARK}]
     _mark(messages)
-    return msgspec.json.encode(wanted | _sampling(request.params, thinking=_may_think(messages)))
+    return whole(before, _written(messages), _sampling(request.params, thinking=_may_think(messages)))
+
+
+def _written(messages: list[list[Piece]]) -> Iterator[bytes]:
+    for place, message in enumerate(messages):
+        yield b'%b{"role":"%b","content":[' % (b"," if place else b"", message[0].role.encode())
+        yield from listed(block.data for block in message)
+        yield b"]}"
 
 
 def _tools(tools: tuple[ToolDefinition, ...]) -> list[dict[str, Any]]:
@@ -58,10 +70,10 @@ def _tools(tools: tuple[ToolDefinition, ...]) -> list[dict[str, Any]]:
     return written
 
 
-def _mark(messages: list[dict[str, Any]]) -> None:
+def _mark(messages: list[list[Piece]]) -> None:
     """Mark the last two user messages: the older one was the end of the last request, and is read from the cache."""
-    for message in [message for message in messages if message["role"] == "user"][-2:]:
-        message["content"][-1]["cache_control"] = _MARK
+    for message in [message for message in messages if message[0].role == "user"][-2:]:
+        message[-1] = message[-1]._replace(data=message[-1].data[:-1] + b',"cache_control":{"type":"ephemeral"}}')
 
 
 def _sampling(params: Params, *, thinking: bool) -> dict[str, Any]:
@@ -84,64 +96,58 @@ def _sampling(params: Params, *, thinking: bool) -> dict[str, Any]:
     return wanted
 
 
-def _may_think(messages: list[dict[str, Any]]) -> bool:
+def _may_think(messages: list[list[Piece]]) -> bool:
     """Tell whether thinking may be on: a turn of calls that another model began has no thoughts to go on from."""
-    if len(messages) < 2 or messages[-1]["role"] != "user":
+    if len(messages) < 2 or messages[-1][0].kind != "tool_result":
         return True
-    first = messages[-2]["content"][0]
-    answers_calls = isinstance(messages[-1]["content"][0], dict) and messages[-1]["content"][0]["type"] == "tool_result"
-    return not answers_calls or isinstance(first, msgspec.Raw) or first["type"] in ("thinking", "redacted_thinking")
+    return messages[-2][0].kind in ("thinking", "redacted_thinking", "native")
 
 
-def project(request: Request, provider: str) -> list[dict[str, Any]]:
-    """Project the transcript; roles alternate, so what one side said in a row is one message."""
-    messages: list[dict[str, Any]] = []
-    for role, block in blocks(request, provider):
-        if messages and messages[-1]["role"] == role:
-            messages[-1]["content"].append(block)
-        else:
-            messages.append({"role": role, "content": [block]})
-    return messages
+def blocks(turn: Turn, blobs: Mapping[str, bytes]) -> Iterator[Piece]:
+    """Project a turn to blocks; roles alternate, so what one side says in a row will be one message."""
+    if turn.message.role == "user":
+        yield from (_piece("user", block) for block in _heard(turn.message, blobs))
+        return
+    for block in _said(turn):
+        raw = isinstance(block, msgspec.Raw)
+        yield Piece(bytes(block), "assistant", "native") if raw else _piece("assistant", block)
+    yield from (_piece("user", _result(one)) for one in turn.exchanges)
 
 
-def blocks(request: Request, provider: str) -> Iterator[tuple[str, Block]]:
-    """Project each part of the transcript, with the side that it is on."""
-    for turn in turns(request.messages, provider, model=request.model, id_pattern=_ID):
-        if turn.message.role == "user":
-            yield from (("user", block) for block in _heard(turn.message, request.blobs))
-        else:
-            yield from (("assistant", block) for block in _said(turn))
-            yield from (("user", _result(one)) for one in turn.exchanges)
+def _piece(role: str, block: dict[str, Any]) -> Piece:
+    return Piece(msgspec.json.encode(block), role, block["type"])
 
 
-def _heard(message: Message, blobs: dict[str, bytes]) -> Iterator[Block]:
+def _heard(message: Message, blobs: Mapping[str, bytes]) -> Iterator[dict[str, Any]]:
     for part in message.parts:
         match part:
             case Text() if part.text.strip():
                 yield {"type": "text", "text": part.text}
-            case Image():
-                yield {"type": "image", "source": _base64(part, attached(part, blobs))}
-            case File(media_type="application/pdf"):
-                yield {
-                    "type": "document",
-                    "source": _base64(part, attached(part, blobs)),
-                    "title": part.name or "document",
-                }
-            case File() if readable(part):
-                text = attached(part, blobs).decode("utf-8", "replace")
-                source = {"type": "text", "media_type": "text/plain", "data": text}
-                yield {"type": "document", "source": source, "title": part.name or "document"}
-            case File():
-                yield {"type": "text", "text": as_words(part, attached(part, blobs))}
+            case Image() | File():
+                data = blobs.get(part.blob)
+                yield {"type": "text", "text": unknown(part)} if data is None else _attached(part, data)
             case _:
                 pass
 
 
-def _base64(part: Image | File, data: bytes) -> dict[str, str]:
-    return {"type": "base64", "media_type": part.media_type, "data": base64.b64encode(data).decode()}
+def _attached(part: Image | File, data: bytes) -> dict[str, Any]:
+    match part:
+        case Image():
+            return {"type": "image", "source": _base64(visible(part), data)}
+        case File() if part.media_type == PDF:
+            return {"type": "document", "source": _base64(PDF, data), "title": part.name or "document"}
+        case File() if readable(part) and (text := data.decode("utf-8", "replace")).strip():
+            source = {"type": "text", "media_type": "text/plain", "data": text}
+            return {"type": "document", "source": source, "title": part.name or "document"}
+        case _:
+            return {"type": "text", "text": as_words(part, data)}
 
 
-def _said(turn: Turn) -> Iterator[Block]:
+def _base64(media_type: str, data: bytes) -> dict[str, Any]:
+    return {"type": "base64", "media_type": media_type, "data": data}  # JSON knows bytes as base64
+
+
+def _said(turn: Turn) -> Iterator[dict[str, Any] | msgspec.Raw]:
     exchanges = iter(turn.exchanges)
     for part in turn.message.parts:
         match part:
@@ -161,7 +167,7 @@ def _said(turn: Turn) -> Iterator[Block]:
                 pass
 
 
-def _result(one: Exchange) -> Block:
+def _result(one: Exchange) -> dict[str, Any]:
     block: dict[str, Any] = {"type": "tool_result", "tool_use_id": one.id}
     if one.result.text.strip():
         block["content"] = one.result.text

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from sojourn.loop.messages import Message, Native, Part, Reasoning, Source, Stop, Text, ToolCall, Usage
-from sojourn.models.dialect import decoded, not_promised
+from sojourn.models.dialect import Tokens, counted, decoded, not_promised
 from sojourn.models.model import ArgumentsDelta, Delta, ModelFailed, ReasoningDelta, Request, TextDelta
 from sojourn.models.wire.failures import Problem, interrupted_by
 
@@ -63,16 +63,16 @@ class _Choice(msgspec.Struct, gc=False):
 
 
 class _Details(msgspec.Struct, gc=False):
-    cached_tokens: int | None = None
-    cache_write_tokens: int | None = None
-    reasoning_tokens: int | None = None
+    cached_tokens: Tokens | None = None
+    cache_write_tokens: Tokens | None = None
+    reasoning_tokens: Tokens | None = None
 
 
 class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    total_tokens: int | None = None
-    prompt_cache_hit_tokens: int | None = None
+    prompt_tokens: Tokens | None = None
+    completion_tokens: Tokens | None = None
+    total_tokens: Tokens | None = None
+    prompt_cache_hit_tokens: Tokens | None = None
     prompt_tokens_details: _Details | None = None
     completion_tokens_details: _Details | None = None
 
@@ -80,7 +80,7 @@ class _Usage(msgspec.Struct, gc=False):
 class _Chunk(msgspec.Struct, gc=False):
     id: str | None = None
     choices: list[_Choice] | None = None
-    usage: _Usage | None = None
+    usage: Any = None
     error: Problem | str | None = None
 
 
@@ -116,7 +116,7 @@ class ChatReply:
         self._details: list[dict[str, Any]] = []
         self._calls: list[_Call] = []
         self._slots: dict[int, _Call] = {}
-        self._usage: _Usage | None = None
+        self._usage: Any = None
 
     def feed(self, data: bytes) -> Sequence[Delta]:
         """Take in one chunk. Raises ModelFailed."""
@@ -232,13 +232,14 @@ class ChatReply:
             raise interrupted_by(provider, Problem())
         if any(not call.name for call in self._calls):
             raise not_promised(provider, "sent a tool call without a name")
+        usage = counted(_Usage, self._usage, provider=provider) if self._usage else None
         return Message(
             id=self._message_id,
             role="assistant",
             parts=self._parts(),
             source=msgspec.structs.replace(self._source, response_id=self._response_id),
             stop=self._stop(),
-            usage=_normalised(self._usage) if self._usage else None,
+            usage=_normalised(usage) if usage else None,
         )
 
     def _parts(self) -> tuple[Part, ...]:

@@ -8,6 +8,7 @@ Source: https://platform.openai.com/docs/api-reference/chat/create (2026-11).
 
 import base64
 import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,8 +16,11 @@ import msgspec
 
 from sojourn.loop.agent import Params
 from sojourn.loop.messages import File, Image, Message, Native, Reasoning, Text
+from sojourn.models.attachments import PDF, as_words, unknown, visible
+from sojourn.models.dialect import listed, whole
+from sojourn.models.kept import Piece, Transcripts
 from sojourn.models.model import Endpoint, Request, ToolDefinition
-from sojourn.models.projection import Turn, arguments_object, as_words, attached, turns
+from sojourn.models.projection import Turn, arguments_object
 
 REASONING_MEMBERS = ("reasoning_content", "reasoning")
 """Where servers put what the model thinks; the first is the older name."""
@@ -29,19 +33,26 @@ def headers(key: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def body(request: Request, endpoint: Endpoint, *, forced: dict[str, Any] | None = None) -> bytes:
-    """Write the request; `forced` is a response_format."""
-    wanted: dict[str, Any] = {
-        "model": request.model,
-        "messages": messages(request, endpoint.name),
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
+def body(
+    request: Request, endpoint: Endpoint, transcripts: Transcripts, *, forced: dict[str, Any] | None = None
+) -> list[bytes]:
+    """Write the request in pieces; `forced` is a response_format."""
+
+    def write(turn: Turn) -> Iterator[Piece]:
+        messages = _user(turn.message, request.blobs) if turn.message.role == "user" else _assistant(turn)
+        return (Piece(msgspec.json.encode(message)) for message in messages)
+
+    system = [msgspec.json.encode({"role": "system", "content": request.system})] if request.system else []
+    pieces = transcripts.pieces(request, endpoint.name, id_pattern=_ID, write=write)
+    rest: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
     if request.tools:
-        wanted["tools"] = [_tool(tool) for tool in request.tools]
+        rest["tools"] = [_tool(tool) for tool in request.tools]
     if forced:
-        wanted["response_format"] = forced
-    return msgspec.json.encode(wanted | _sampling(request.params, endpoint))
+        rest["response_format"] = forced
+    if endpoint.cache_key and request.cache_key:
+        rest["prompt_cache_key"] = request.cache_key
+    messages = [*system, *(piece.data for piece in pieces)]
+    return whole({"model": request.model}, listed(messages), rest | _sampling(request.params, endpoint))
 
 
 def _sampling(params: Params, endpoint: Endpoint) -> dict[str, Any]:
@@ -65,15 +76,7 @@ def _tool(tool: ToolDefinition) -> dict[str, Any]:
     }
 
 
-def messages(request: Request, provider: str) -> list[dict[str, Any]]:
-    """Project the system prompt and the transcript."""
-    projected: list[dict[str, Any]] = [{"role": "system", "content": request.system}] if request.system else []
-    for turn in turns(request.messages, provider, model=request.model, id_pattern=_ID):
-        projected += _user(turn.message, request.blobs) if turn.message.role == "user" else _assistant(turn)
-    return projected
-
-
-def _user(message: Message, blobs: dict[str, bytes]) -> list[dict[str, Any]]:
+def _user(message: Message, blobs: Mapping[str, bytes]) -> list[dict[str, Any]]:
     parts = [_user_part(part, blobs) for part in message.parts if isinstance(part, Text | Image | File)]
     shown = [part for part in parts if part.get("text") != ""]
     if not shown:
@@ -82,16 +85,21 @@ def _user(message: Message, blobs: dict[str, bytes]) -> list[dict[str, Any]]:
     return [{"role": "user", "content": shown[0]["text"] if only_words else shown}]
 
 
-def _user_part(part: Text | Image | File, blobs: dict[str, bytes]) -> dict[str, Any]:
+def _user_part(part: Text | Image | File, blobs: Mapping[str, bytes]) -> dict[str, Any]:
     if isinstance(part, Text):
         return {"type": "text", "text": part.text}
-    data = attached(part, blobs)
-    url = f"data:{part.media_type};base64,{base64.b64encode(data).decode()}"
+    data = blobs.get(part.blob)
+    if data is None:
+        return {"type": "text", "text": unknown(part)}
     if isinstance(part, Image):
-        return {"type": "image_url", "image_url": {"url": url}}
-    if part.media_type == "application/pdf":
-        return {"type": "file", "file": {"filename": part.name or "document.pdf", "file_data": url}}
+        return {"type": "image_url", "image_url": {"url": _data_url(visible(part), data)}}
+    if part.media_type == PDF:
+        return {"type": "file", "file": {"filename": part.name or "document.pdf", "file_data": _data_url(PDF, data)}}
     return {"type": "text", "text": as_words(part, data)}
+
+
+def _data_url(media_type: str, data: bytes) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
 def _assistant(turn: Turn) -> list[dict[str, Any]]:

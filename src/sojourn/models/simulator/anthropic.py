@@ -13,6 +13,7 @@ import msgspec
 
 from sojourn.loop.messages import Usage
 from sojourn.models.simulator.asked import Asked, Cue, Dice, Offered, Prompt, Reader, Rejection, pieces, tokens_in
+from sojourn.models.simulator.attached import described
 from sojourn.models.simulator.replies import Said
 from sojourn.models.simulator.script import Script
 
@@ -29,6 +30,21 @@ _ERRORS = {
     529: ("overloaded_error", "Overloaded"),
 }
 _SEAL_BYTES = 48
+IMAGE_BYTES_MAX = 5 << 20
+_TAKEN = {
+    "image": (
+        "'image/jpeg', 'image/png', 'image/gif' or 'image/webp'",
+        ("image/jpeg", "image/png", "image/gif", "image/webp"),
+    ),
+    "document": ("'application/pdf'", ("application/pdf",)),
+}
+
+
+class _Source(msgspec.Struct):
+    type: str
+    media_type: str = ""
+    data: str = ""
+    url: str = ""
 
 
 class _Block(msgspec.Struct):
@@ -42,7 +58,7 @@ class _Block(msgspec.Struct):
     input: msgspec.Raw = msgspec.Raw(b"")
     tool_use_id: str = ""
     content: "str | list[_Block]" = ""
-    source: msgspec.Raw = msgspec.Raw(b"")
+    source: _Source | None = None
     cache_control: dict[str, Any] | None = None
 
     @property
@@ -107,8 +123,11 @@ def read(data: bytes, headers: Mapping[str, str], script: Script) -> Asked:
         prompt.add(block.text, cacheable=block.cache_control is not None)
     for index, message in enumerate(body.messages):
         for number, block in enumerate(message.blocks):
-            _check(block, f"messages.{index}.content.{number}", script.seed)
+            where = f"messages.{index}.content.{number}"
+            _check(block, where, script.seed)
             _count(message.role, block, prompt)
+            if block.source:
+                reader.attachments.append(_seen(block.source, f"{where}.{block.type}.source", block.type))
         _fold(message, f"messages.{index}", reader)
     if reader.waiting and body.messages[-1].role == "user":
         raise _unanswered(f"messages.{len(body.messages) - 2}", reader)
@@ -149,7 +168,7 @@ def _fold(message: _Message, where: str, reader: Reader) -> None:
 def _count(role: str, block: _Block, prompt: Prompt) -> None:
     parts = (role, block.type, block.words, block.thinking, block.data, block.id, block.name, bytes(block.input))
     inner = block.content if isinstance(block.content, list) else []
-    images = [bytes(each.source) for each in (block, *inner) if each.source]
+    images = [each.source.data or each.source.url for each in (block, *inner) if each.source]
     prompt.add(*parts, block.tool_use_id, images=images, cacheable=block.cache_control is not None)
 
 
@@ -164,6 +183,25 @@ def _check(block: _Block, where: str, seed: int) -> None:
             raise Rejection(400, f"{where}: Invalid `data` in `redacted_thinking` block")
         case "tool_use" if not bytes(block.input).startswith(b"{"):
             raise Rejection(400, f"{where}.tool_use.input: Input should be a valid dictionary")
+
+
+def _seen(source: _Source, where: str, kind: str) -> str:
+    """Describe an image or a document. Raises Rejection."""
+    if source.type == "text":
+        return f"text {len(source.data.encode())} bytes"
+    if source.type == "url":
+        return source.url
+    words, taken = _TAKEN[kind]
+    if source.media_type not in taken:
+        raise Rejection(400, f"{where}.base64.media_type: Input should be {words}")
+    if len(source.data) * 3 // 4 > IMAGE_BYTES_MAX and kind == "image":
+        size = len(source.data) * 3 // 4
+        raise Rejection(400, f"{where}.base64: image exceeds 5 MB maximum: {size} bytes > {IMAGE_BYTES_MAX} bytes")
+    try:
+        return described(source.media_type, source.data)
+    except ValueError:
+        found = "Could not process image" if kind == "image" else "The PDF specified was not valid."
+        raise Rejection(400, f"{where}.base64.data: {found}") from None
 
 
 def _unanswered(where: str, reader: Reader) -> Rejection:

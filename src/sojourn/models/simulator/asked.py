@@ -136,6 +136,8 @@ class Asked(msgspec.Struct, kw_only=True):
     """The last tool result."""
     results: dict[str, str] = {}
     """The last result of each tool."""
+    attachments: tuple[str, ...] = ()
+    """What each image and file is, in the order of the transcript."""
     key: str = ""
     attempt: int = 1
     """How often this very body was seen, with this time."""
@@ -148,6 +150,7 @@ class Reader:
         self.waiting: dict[str, str] = {}
         self.user = self.tool = self.result = ""
         self.results: dict[str, str] = {}
+        self.attachments: list[str] = []
         self.turn = self.step = 0
 
     def said(self, text: str) -> None:
@@ -172,7 +175,7 @@ class Reader:
     def facts(self) -> dict[str, Any]:
         """Give the fields of an Asked that come from the messages."""
         names = ("user", "turn", "step", "tool", "result", "results")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | {"attachments": tuple(self.attachments)}
 
 
 _SLOT = re.compile(r"\{\{(?:(\{\{)|([a-z_]+(?::.*?)?)\}\})", re.DOTALL)
@@ -198,6 +201,8 @@ def look_up(slot: str, asked: Asked) -> str:
             return asked.results.get(rest, "")
         case "system":
             return asked.system
+        case "attachments":
+            return "\n".join(asked.attachments)
         case "model":
             return asked.model
         case "turn":

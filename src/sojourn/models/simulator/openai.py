@@ -23,6 +23,7 @@ from sojourn.models.simulator.asked import (
     pieces,
     tokens_in,
 )
+from sojourn.models.simulator.attached import apart, described
 from sojourn.models.simulator.replies import Said
 from sojourn.models.simulator.script import Script
 
@@ -39,11 +40,24 @@ _ERRORS = {
 }
 
 
+class _Image(msgspec.Struct):
+    url: str
+
+
+class _File(msgspec.Struct):
+    file_data: str = ""
+
+
 class _Part(msgspec.Struct):
     type: str
     text: str = ""
-    image_url: msgspec.Raw = msgspec.Raw()
-    file: msgspec.Raw = msgspec.Raw()
+    image_url: _Image | None = None
+    file: _File | None = None
+
+    @property
+    def url(self) -> str:
+        """The attachment of this part, nothing where it is words."""
+        return self.image_url.url if self.image_url else self.file.file_data if self.file else ""
 
 
 class _Function(msgspec.Struct):
@@ -152,7 +166,8 @@ def read(data: bytes, headers: Mapping[str, str], script: Script) -> Asked:
 def _fold(message: _Message, reader: Reader, prompt: Prompt) -> None:
     calls = message.tool_calls or []
     parts = message.content if isinstance(message.content, list) else []
-    images = [bytes(raw) for part in parts for raw in (part.image_url, part.file) if raw]
+    images = [part.url for part in parts if part.url]
+    reader.attachments += [_seen(part) for part in parts if part.url]
     words = chain.from_iterable((call.id, call.function.name, call.function.arguments) for call in calls)
     prompt.add(message.role, message.text, *words, images=images)
     if message.role == "tool":
@@ -171,6 +186,29 @@ def _fold(message: _Message, reader: Reader, prompt: Prompt) -> None:
         if message.content is None and not calls:
             raise Rejection(400, "Invalid value for 'content': expected a string, got null.")
         reader.replied({call.id: call.function.name for call in calls})
+
+
+def _seen(part: _Part) -> str:
+    """Describe an image or a file. Raises Rejection."""
+    attached = apart(part.url)
+    if attached is None and part.image_url and part.url.startswith(("http://", "https://")):
+        return part.url
+    try:
+        media_type, encoded = attached or ("", "")
+        if media_type.startswith("image/") != bool(part.image_url):
+            raise KeyError
+        return described(media_type, encoded)
+    except (KeyError, ValueError):
+        if part.file:
+            words = (
+                "Invalid file data: 'file_data'. Expected a base64-encoded data URL with an application/pdf MIME type."
+            )
+            raise Rejection(400, words, code="invalid_value") from None
+        words = (
+            "You uploaded an unsupported image. Please make sure your image has of one the following formats: "
+            "['png', 'jpeg', 'gif', 'webp']."
+        )
+        raise Rejection(400, words, code="invalid_image_format") from None
 
 
 def _unanswered(reader: Reader) -> Rejection:

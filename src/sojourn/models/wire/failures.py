@@ -22,6 +22,12 @@ _TOO_LONG = re.compile(
     r"input.{0,20}too (long|large)|exceed.{0,30}(context|token)",
     re.IGNORECASE,
 )
+_MEDIA = re.compile(
+    r"(image|vision|multimodal|pdf|file).{0,30}\b(not|only) supported|support (image|vision|pdf)|not a multimodal|"
+    r"at most 0 image|unsupported image|could not process image|image exceeds|\b(image|document)\.source\.|"
+    r"invalid file data|pdf.{0,20}(not valid|invalid)",
+    re.IGNORECASE,
+)
 _PARAMETERS = re.compile(
     r"\b(max_tokens|max_completion_tokens|temperature|top_p|tools|tool_choice|response_format|reasoning_effort|"
     r"stream_options|thinking|budget_tokens|output_config|cache_control|image_url|tool_call_id|tool_use_id|"
@@ -78,6 +84,8 @@ def interrupted_by(provider: str, found: Problem) -> ModelFailed:
 
 def _of_status(status: int, found: Problem) -> tuple[Failure, bool]:
     """Decide the kind, and whether the same request may succeed later."""
+    if status in (400, 404, 415, 422, 500) and _MEDIA.search(str(found.message)):
+        return "media_type", False
     match status:
         case 401 | 403:
             return "no_key", False
@@ -108,6 +116,7 @@ _ADVICE: dict[Failure, str] = {
     "no_key": "Check the key.",
     "not_found": "Check the model's name and the base URL.",
     "too_long": "The request is too long for the model; shorten it or use a model with a larger window.",
+    "media_type": "The model or its provider does not take an image or file of the transcript; use another model.",
     "rate_limited": "Wait, or add a key.",
     "overloaded": "Try again later.",
     "server": "Try again later.",

@@ -5,12 +5,13 @@ answer), no redirect is followed with a key in hand, nothing is decompressed, cl
 """
 
 import asyncio
-import io
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
 
 import aiohttp
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.payload import Payload
 
 from sojourn.models.model import Failure, ModelFailed, TimeOuts
 
@@ -19,7 +20,7 @@ ANSWER_BYTES_MAX = 64 << 20
 ERROR_BYTES_MAX = 64 << 10
 _DRAIN_S = 0.1
 _KEEP_ALIVE_S = 4.0  # less than the 5 s after which common servers hang up
-_LARGE_BYTES = 1 << 20
+_PORTION_BYTES = 64 << 10
 _STREAM = "text/event-stream"
 
 
@@ -31,10 +32,10 @@ class Transport:
         self._session: aiohttp.ClientSession | None = None
 
     async def post(
-        self, provider: str, url: str, *, headers: Mapping[str, str], body: bytes, time_outs: TimeOuts
+        self, provider: str, url: str, *, headers: Mapping[str, str], body: Sequence[bytes], time_outs: TimeOuts
     ) -> "Answer":
-        """Send one request and wait for the head of its answer. Raises ModelFailed."""
-        if len(body) > REQUEST_BYTES_MAX:
+        """Send one request, which comes in pieces, and wait for the head of its answer. Raises ModelFailed."""
+        if sum(map(len, body)) > REQUEST_BYTES_MAX:
             told = f"The request to '{provider}' is larger than {REQUEST_BYTES_MAX:,} bytes; shorten it."
             raise ModelFailed("too_long", told, retry=False)
         started = asyncio.get_running_loop().time()
@@ -48,7 +49,7 @@ class Transport:
         raise failure  # out here, so that no context is kept: aiohttp's errors carry the request's headers
 
     async def _send(
-        self, url: str, *, headers: Mapping[str, str], body: bytes, connect_s: float
+        self, url: str, *, headers: Mapping[str, str], body: Sequence[bytes], connect_s: float
     ) -> aiohttp.ClientResponse:
         """Post, and post again when a connection that was kept from an earlier call turns out to be closed.
 
@@ -60,8 +61,7 @@ class Transport:
             try:
                 return await session.post(
                     url,
-                    # aiohttp writes large bytes in one go, which holds up the event loop; a file it writes in pieces.
-                    data=io.BytesIO(body) if len(body) > _LARGE_BYTES else body,
+                    data=_Portions(body),
                     headers=headers,
                     allow_redirects=False,
                     timeout=aiohttp.ClientTimeout(total=None, connect=connect_s),
@@ -88,6 +88,38 @@ class Transport:
         """Close every connection; streams that are open fail as interrupted."""
         if self._session is not None:
             await self._session.close()
+
+
+class _Portions(Payload):
+    """A request body that is written in portions and never put together, so that a long one holds up nothing."""
+
+    _autoclose = True
+    _value: Sequence[bytes]
+
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        super().__init__(pieces)
+        self._size = sum(map(len, pieces))
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return b"".join(self._value).decode(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        for portion in _portions(self._value):
+            await writer.write(portion)
+            await asyncio.sleep(0)
+
+
+def _portions(pieces: Sequence[bytes]) -> Iterator[memoryview]:
+    """Join small pieces and cut large ones, so that no portion is larger than twice _PORTION_BYTES."""
+    held: list[bytes] = []
+    size = 0
+    for place, piece in enumerate(pieces, 1):
+        held.append(piece)
+        size += len(piece)
+        if size >= _PORTION_BYTES or place == len(pieces):
+            joined = memoryview(b"".join(held))
+            yield from (joined[start : start + 2 * _PORTION_BYTES] for start in range(0, size, 2 * _PORTION_BYTES))
+            held, size = [], 0
 
 
 class Answer:

@@ -20,7 +20,7 @@ from pathlib import Path
 from sojourn.errors import SandboxUnavailable
 from sojourn.sandboxes.keeper import protocol
 from sojourn.sandboxes.keeper.server import Keeper, Machine
-from sojourn.sandboxes.kernel import cgroups, filter, tree
+from sojourn.sandboxes.kernel import calls, cgroups, filter, tree
 from sojourn.sandboxes.start import stage
 from sojourn.sandboxes.start.bubblewrap import find
 from sojourn.sandboxes.start.forking import Forker
@@ -36,6 +36,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--bwrap", type=Path)
     parser.add_argument("--idle-s", type=float, default=60.0)
+    parser.add_argument("--rest-s", type=float, default=60.0)
     parser.add_argument("--no-cgroups", action="store_true")
     arguments = parser.parse_args()
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # uvloop leaves a starter's pipes open, and would wait for us to end
@@ -55,7 +56,7 @@ def main() -> int:
         return 0 if said.endswith(_READY) else 1
     os.setsid()
     try:
-        machine, listener = _prepare(arguments.bwrap, with_cgroups=not arguments.no_cgroups)
+        machine, listener = _prepare(arguments)
     except (SandboxUnavailable, OSError) as error:
         os.write(say, f"{error}\n".encode())
         return 1
@@ -79,31 +80,35 @@ async def _serve(machine: Machine, listener: socket.socket, idle_s: float) -> No
         await _sweep()
         await keeper.until_idle()
         server.close()
+    await keeper.close()
 
 
 async def _sweep() -> None:
-    """Finish what a keeper that was killed had begun to remove."""
+    """Finish what a keeper that was killed had begun to remove; what a restore is filling is left to it."""
     for entry in Path(protocol.TRASH).iterdir():
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), tree.held(entry):
             for _ in tree.remove(entry):
                 await asyncio.sleep(0)
 
 
-def _prepare(bwrap: Path | None, *, with_cgroups: bool) -> tuple[Machine, socket.socket]:
+def _prepare(arguments: argparse.Namespace) -> tuple[Machine, socket.socket]:
     """Everything that can fail, done before anybody is told that a keeper is here."""
     architecture = filter.machine()
     if architecture is None:
         raise SandboxUnavailable(f"there is no system call filter for {platform.machine()}, so no sandbox")
-    binary, version = find(bwrap)
+    binary, version = find(arguments.bwrap)
     for name in (protocol.WORKSPACES, protocol.TRASH, protocol.BEGUN):
         Path(name).mkdir(mode=0o700, exist_ok=True)
+        tree.spread(Path(name))
     if os.geteuid() == 0:
         Path(protocol.WORKSPACES).chmod(0o711)
-    groups = cgroups.find(f"sojourn-{Path.cwd().stat().st_ino:x}") if with_cgroups else cgroups.Cgroups()
+    name = f"sojourn-{Path.cwd().stat().st_ino:x}"
+    groups = cgroups.Cgroups() if arguments.no_cgroups else cgroups.find(name)
     groups.remove_leftovers()
     here = Path.cwd()
     Path(protocol.LOG).unlink(missing_ok=True)
     stage.leave_host()
+    calls.prctl(calls.PR_SET_CHILD_SUBREAPER, 1)  # a porter's programs are ours when it dies
     forker = Forker(Path(protocol.LOG))
     built = stage.prepare(binary, workspaces=here / protocol.WORKSPACES, skeleton=here / "root")
     Path(protocol.SOCKET).unlink(missing_ok=True)
@@ -112,7 +117,7 @@ def _prepare(bwrap: Path | None, *, with_cgroups: bool) -> tuple[Machine, socket
     Path(protocol.SOCKET).chmod(0o600)
     listener.listen(_BACKLOG)
     listener.setblocking(False)
-    return Machine(built, forker, groups, architecture, version), listener
+    return Machine(built, forker, groups, architecture, version, arguments.rest_s), listener
 
 
 def _taken(lock: int) -> bool:

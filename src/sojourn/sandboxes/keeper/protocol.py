@@ -14,6 +14,8 @@ from sojourn.sandboxes.sandbox import Capability, Destroyed, Exit, Limits, Outpu
 VERSION = 1
 SOCKET, LOCK, LOG = "keeper.sock", "keeper.lock", "keeper.log"
 WORKSPACES, TRASH, BEGUN = "workspaces", "trash", "begun"
+PROBE = "probe"
+"""The session that a probe runs in."""
 FRAME_BYTES_MAX = 64 << 20
 
 

@@ -8,24 +8,21 @@ import asyncio
 import fcntl
 import os
 import signal
-import struct
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
+from sojourn.errors import SandboxUnavailable
 from sojourn.sandboxes.keeper.protocol import Exec
 from sojourn.sandboxes.keeper.pump import Pump
 from sojourn.sandboxes.keeper.transcript import Transcript
 from sojourn.sandboxes.kernel.processes import Processes
-from sojourn.sandboxes.kernel.waiting import read_all, readable, reaped
 from sojourn.sandboxes.sandbox import Exit, Limits
-from sojourn.sandboxes.start import child
-from sojourn.sandboxes.start.forking import Forker
-from sojourn.sandboxes.start.launch import Doors
+from sojourn.sandboxes.start.porter import Errand, Program
 
 _GRACE_S = 2.0
+_BEGIN_S = 5.0
 _REAPED_S = 10.0
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
@@ -36,13 +33,11 @@ Reason = Literal["exited", "timeout", "memory", "disk", "killed"]
 class Place:
     """The sandbox as a program needs it."""
 
-    forker: Forker
-    doors: Doors
-    body: child.Body
+    begin: Callable[[Program, Sequence[int]], Awaitable[Errand]]
+    uid: int | None
     limits: Limits
     processes: Processes
     oom_kills: Callable[[], int]
-    load: bytes
     env: dict[str, str]
 
 
@@ -54,21 +49,27 @@ class Running:
         self.request = request
         self.transcript = Transcript(place.limits.output_bytes)
         self._reason: Reason = "exited"
-        self._session = 0  # the program's pid inside, which is the number of its session too
+        self._errand: Errand | None = None
         self._begun = asyncio.Event()
         self._ending: asyncio.Task[None] | None = None
-        uid = place.body.uid
-        self._pumps = (Pump(self.transcript, "stdout", uid), Pump(self.transcript, "stderr", uid))
+        self._pumps = (Pump(self.transcript, "stdout", place.uid), Pump(self.transcript, "stderr", place.uid))
 
     async def run(self) -> None:
         """Run the program to its end and close the transcript; every failure becomes an Exit."""
         began, kills = time.monotonic(), self.place.oom_kills()
+        limit_s = self.place.limits.exec_timeout_s
+        timeout_s = limit_s if self.request.timeout_s is None else min(self.request.timeout_s, limit_s)
+        timer = asyncio.get_running_loop().call_later(timeout_s, self.stop, "timeout")
         try:
-            pid, refusal = await self._fork()
-        except OSError as error:
-            pid, refusal = 0, bytes([126]) + f"cannot start: {error.strerror}".encode()
-        self._begun.set()
-        status = await self._wait(pid) if pid else 0
+            self._errand = await self._begin()
+            refusal = await self._errand.begun
+            self._begun.set()
+            status = await self._errand.ended
+        except (OSError, SandboxUnavailable) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            status, refusal = 0, bytes([126]) + f"cannot start: {reason}".encode()
+            self._begun.set()
+        timer.cancel()
         if self._ending is not None:
             await self._ending
         for pump in self._pumps:
@@ -104,56 +105,31 @@ class Running:
         for pump in self._pumps:
             pump.close()
 
-    async def _fork(self) -> tuple[int, bytes]:
-        """The program's pid on the host, and why it could not be executed (empty when it could)."""
+    async def _begin(self) -> Errand:
+        """Have the porter start the program. Raises OSError."""
         request, place = self.request, self.place
-        status, status_w = os.pipe2(os.O_CLOEXEC)
-        stdin = _stdin(request.stdin)
         stdout, stderr = self._pumps
-        program = child.Program(tuple(request.argv), request.cwd, place.env | request.env, place.load)
-        doors = place.doors
-        given = (doors.init, doors.outer, doors.inner, stdin, stdout.write_fd, stderr.write_fd, status_w)
+        program = Program(tuple(request.argv), request.cwd, place.env | request.env)
+        stdin = _stdin(request.stdin)
         try:
-            joiner = await place.forker.enter(program, place.body, given)
+            return await place.begin(program, (stdin, stdout.write_fd, stderr.write_fd))
         finally:
-            os.close(status_w)
             os.close(stdin)
             for pump in self._pumps:
                 pump.opened()
-        try:
-            answer = await read_all(status)
-        finally:
-            os.close(status)
-        reaped(joiner)
-        said = child.records(answer)
-        pid = struct.unpack("=i", said[child.PROGRAM])[0] if child.PROGRAM in said else 0
-        refusal = said.get(child.REFUSED, b"" if pid else bytes([126]) + b"the sandbox has no room for a process")
-        if pid:
-            self._session = _pid_inside(pid)
-        return pid, refusal
-
-    async def _wait(self, pid: int) -> int:
-        """The wait status of the program, which is ended when its time is over."""
-        limit_s = self.place.limits.exec_timeout_s
-        timeout_s = limit_s if self.request.timeout_s is None else min(self.request.timeout_s, limit_s)
-        pidfd = os.pidfd_open(pid)
-        try:
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await readable(pidfd)
-            except TimeoutError:
-                self.stop("timeout")
-                await readable(pidfd)
-        finally:
-            os.close(pidfd)
-        return reaped(pid)
 
     async def _end(self) -> None:
-        await self._begun.wait()
-        if not self._session:
-            return
         processes = self.place.processes
-        sessions = processes.sessions(self._session)
+        try:
+            async with asyncio.timeout(_BEGIN_S):
+                await self._begun.wait()
+        except TimeoutError:
+            processes.kill_all()  # a process inside has stopped the program between its fork and its exec
+            await self._begun.wait()
+        session = self._errand.pid_inside() if self._errand is not None else 0
+        if not session:
+            return
+        sessions = processes.sessions(session)
         for pid in processes.members(sessions):
             processes.signal(pid, signal.SIGTERM)
         await processes.gone(sessions, within_s=_GRACE_S)
@@ -172,11 +148,3 @@ def _stdin(data: bytes) -> int:
         return os.open(f"/proc/self/fd/{memory}", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(memory)
-
-
-def _pid_inside(pid: int) -> int:
-    """The number by which the sandbox knows a process of the host."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("NSpid:"):
-            return int(line.split()[-1])
-    raise OSError(f"process {pid} has no NSpid")

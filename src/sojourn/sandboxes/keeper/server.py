@@ -26,14 +26,13 @@ from sojourn.sandboxes.kernel.cgroups import Cgroups
 from sojourn.sandboxes.kernel.filter import assemble
 from sojourn.sandboxes.sandbox import Capability, Destroyed, Isolation, Limits, Spec
 from sojourn.sandboxes.start import child
-from sojourn.sandboxes.start.forking import Forker
+from sojourn.sandboxes.start.forking import Berths, Forker
 from sojourn.sandboxes.start.launch import Ground, launch
 from sojourn.sandboxes.start.stage import Stage
 from sojourn.sandboxes.start.uids import Uids
 
 log = logging.getLogger("sojourn.sandboxes")
 
-_PROBE = "probe"
 _PROBE_S = 20.0
 _FILES_MAX = 4096
 
@@ -47,6 +46,7 @@ class Machine:
     cgroups: Cgroups
     architecture: str
     bwrap_version: str
+    rest_s: float
 
 
 class Keeper:
@@ -60,6 +60,7 @@ class Keeper:
         self._uids = Uids(Path(protocol.WORKSPACES)) if os.geteuid() == 0 else None
         self._counted = machine.cgroups.mechanism("memory") is not None
         self._load = assemble(machine.architecture, counted_memory=self._counted)
+        self._berths = Berths(machine.forker, machine.cgroups)
         self._clients = 0
         self._verdict: Capability | None = None
         self._turn = 0
@@ -77,6 +78,10 @@ class Keeper:
             if left_s <= 0:
                 return
             await asyncio.sleep(min(left_s, 1.0))
+
+    async def close(self) -> None:
+        """Give back what was made for sandboxes to come."""
+        await self._berths.close()
 
     def _reap_stray(self) -> None:
         """Reap a child that has been dead for two looks: its pid was lost with the process that should have told it.
@@ -169,18 +174,18 @@ class Keeper:
             Begun.begin(record)
         workspace.mkdir(mode=0o700, exist_ok=True)
         uid = self._uids.claim(workspace) if self._uids is not None else None
-        group = self._machine.cgroups.create(session_id, spec.limits)
-        body = child.Body(uid=uid, joins=group.joins, processors=processors, rlimits=_rlimits(spec.limits))
-        machine = self._machine
-        ground = Ground(machine.stage, machine.forker, spec.limits, body, group, self._load, self._counted)
+        body = child.Body(uid=uid, processors=processors, rlimits=_rlimits(spec.limits))
+        berth = await self._berths.take()
+        ground = Ground(self._machine.stage, berth, spec.limits, body, self._load, self._counted, self._machine.rest_s)
         try:
             standing = await launch(session_id, ground)
         except BaseException:
-            await group.remove()
+            await berth.close()
             raise
         session = self._sessions[session_id] = Session(spec, ground, standing, workspace=workspace, begun=Begun(record))
         session.ended.add_done_callback(lambda _: self._forget(session_id))
-        log.info("sandbox.created", extra={"session": session_id, "init": standing.init})
+        self._berths.make_ahead()
+        log.info("sandbox.created", extra={"session": session_id, "init": standing.pid})
         return True
 
     def _forget(self, session_id: str) -> None:
@@ -200,14 +205,14 @@ class Keeper:
 
     async def _reap(self, alive: frozenset[str]) -> list[str]:
         there = {entry.name for entry in Path(protocol.WORKSPACES).iterdir()} | set(self._sessions)
-        dead = sorted(there - alive - {_PROBE})
+        dead = sorted(there - alive - {protocol.PROBE})
         for session_id in dead:
             await self._end(session_id, files=True)
         return dead
 
     async def _probe(self) -> Capability:
         """Run `true` in a sandbox once; the verdict is remembered."""
-        async with self._locks[_PROBE]:
+        async with self._locks[protocol.PROBE]:
             if self._verdict is None:
                 reason = await self._try()
                 self._verdict = Capability(
@@ -223,10 +228,10 @@ class Keeper:
         """Why a sandbox cannot be used here; empty when it can."""
         try:
             async with asyncio.timeout(_PROBE_S):
-                await self._create(_PROBE, Spec())
+                await self._create(protocol.PROBE, Spec())
                 request = protocol.Exec(
-                    session_id=_PROBE,
-                    exec_id=_PROBE,
+                    session_id=protocol.PROBE,
+                    exec_id=protocol.PROBE,
                     argv=["true"],
                     cwd="/",
                     env={},
@@ -234,13 +239,13 @@ class Keeper:
                     timeout_s=None,
                     resume=False,
                 )
-                items = [item async for item in self._sessions[_PROBE].run(request).transcript.follow()]
+                items = [item async for item in self._sessions[protocol.PROBE].run(request).transcript.follow()]
         except (SandboxUnavailable, OSError, TimeoutError) as error:
             return str(error) or f"no sandbox within {_PROBE_S:.0f} s"
         finally:
-            if (session := self._sessions.get(_PROBE)) is not None:
+            if (session := self._sessions.get(protocol.PROBE)) is not None:
                 await session.stop()
-            await self._remove(_PROBE)
+            await self._remove(protocol.PROBE)
         if items[-1].code != 0:
             return "a sandbox was made, but no program runs in it: " + b"".join(i.data for i in items[:-1]).decode(
                 errors="replace"

@@ -6,8 +6,8 @@ or not, is seen by `_await_end` alone.
 
 import asyncio
 import contextlib
-import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,9 +16,10 @@ from sojourn.sandboxes.keeper.protocol import Exec
 from sojourn.sandboxes.keeper.running import Place, Running
 from sojourn.sandboxes.keeper.watch import Watch
 from sojourn.sandboxes.kernel.processes import Processes
-from sojourn.sandboxes.kernel.waiting import is_readable, readable, reaped
+from sojourn.sandboxes.kernel.waiting import is_readable, readable
 from sojourn.sandboxes.sandbox import Spec
-from sojourn.sandboxes.start.launch import Ground, Standing
+from sojourn.sandboxes.start.launch import Ground, Standing, enter
+from sojourn.sandboxes.start.porter import Errand, Program
 
 _KEPT_BYTES = 2 << 20
 
@@ -37,13 +38,11 @@ class Session:
         self._begun = begun
         self._programs: set[asyncio.Task[None]] = set()
         self._place = Place(
-            forker=ground.forker,
-            doors=standing.doors,
-            body=ground.body,
+            begin=self._start,
+            uid=ground.body.uid,
             limits=spec.limits,
             processes=self.processes,
-            oom_kills=ground.group.oom_kills,
-            load=ground.load,
+            oom_kills=ground.berth.group.oom_kills,
             env=ground.stage.env() | spec.env,
         )
         tmpfs = () if ground.counted_memory else standing.tmpfs
@@ -51,6 +50,10 @@ class Session:
         loop = asyncio.get_running_loop()
         self._watching = loop.create_task(self._watch.run(self._over))
         self._lifetime = loop.call_later(spec.limits.lifetime_s, self._kill_init)
+        self._entrance = asyncio.Lock()
+        if ground.berth.porter is not None:
+            ground.berth.porter.when_lost = self._kill_init
+        self._resting = loop.create_task(self._dismiss_when_idle())
         self.ended = loop.create_task(self._await_end())
 
     @property
@@ -94,22 +97,39 @@ class Session:
                 signal.pidfd_send_signal(self._standing.doors.init, signal.SIGKILL)
         self._killed = True
 
+    async def _start(self, program: Program, streams: Sequence[int]) -> Errand:
+        """Have the porter start a program, and another porter where the last one was dismissed."""
+        async with self._entrance:
+            porter = self._ground.berth.porter
+            if porter is None:
+                porter = await enter(self._standing, self._ground)
+                porter.when_lost = self._kill_init
+        return await porter.begin(program, streams)
+
+    async def _dismiss_when_idle(self) -> None:
+        """Let the porter go after a time without programs, in which it would only take memory."""
+        while True:
+            started = len(self._runs)
+            await asyncio.sleep(self._ground.rest_s)
+            async with self._entrance:
+                if not self._programs and len(self._runs) == started:
+                    await self._ground.berth.dismiss()
+
     async def _await_end(self) -> None:
         """Wait for the init, which ends after all of its namespace, then give everything back."""
         await readable(self._standing.doors.init)
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):
-            os.kill(self._standing.bwrap, signal.SIGKILL)
-            reaped(self._standing.bwrap)
         if self._programs:
             await asyncio.wait(self._programs)
         self._watching.cancel()
         self._lifetime.cancel()
+        async with self._entrance:  # not in the middle of a dismissal
+            self._resting.cancel()
         for running in self._runs.values():
             running.close()
         self.processes_left = len(self.processes.pids())
         self._killed = True
         self._standing.close()
-        await self._ground.group.remove()
+        await self._ground.berth.close()
 
     def _over(self, what: Literal["memory", "disk"]) -> None:
         for running in self._runs.values():

@@ -1,8 +1,8 @@
 """The poller: ends what has used more than its share where the kernel keeps no account of it.
 
 `session.py` runs one per sandbox. Memory is watched only where there is no memory cgroup; disk always, since a folder
-has no quota of its own. The rule: it costs nothing while nothing runs; else it looks every 50 ms, less often the longer
-a look takes, and every two seconds at the least.
+has no quota of its own. The rule: it costs nothing while nothing runs. It looks once after each start, however short
+the program; while one runs every 50 ms, less often the longer a look takes, and every two seconds at the least.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from sojourn.sandboxes.kernel.processes import Processes
 from sojourn.sandboxes.kernel.tree import Usage, measure
 from sojourn.sandboxes.sandbox import Limits
 
-_LEAST_S, _MOST_S = 0.05, 2.0
+_FIRST_S, _LEAST_S, _MOST_S = 0.005, 0.05, 2.0
 _COST = 20
 _TMPFS_INODE_BYTES = 1024
 
@@ -46,8 +46,9 @@ class Watch:
         due_s = {"memory": 0.0, "disk": 0.0}
         while True:
             if not self._processes.pids():
-                self._woken.clear()
                 await self._woken.wait()
+                self._woken.clear()
+                await asyncio.sleep(_FIRST_S)
             now = time.monotonic()
             if self._tmpfs and now >= due_s["memory"]:
                 if self._memory_bytes() > self._limits.memory_bytes:

@@ -7,7 +7,9 @@ ioctl), raises OSError as the os module does, and decides nothing.
 import ctypes
 import fcntl
 import os
+import socket
 import struct
+from array import array
 from functools import cache
 
 CLONE_PARENT = 0x8000
@@ -24,7 +26,14 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_SLAVE = 1, 2, 4,
 
 RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 0x02, 0x04, 0x08
 
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 4, 24, 38, 47
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = (
+    1,
+    4,
+    24,
+    36,
+    38,
+    47,
+)
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 _SIGCHLD = 17
@@ -90,7 +99,7 @@ def mount(source: str, target: str, *, kind: str = "none", flags: int = 0, optio
 
 def prctl(option: int, argument: int) -> None:
     zero = ctypes.c_ulong(0)
-    _checked(_libc().prctl(option, ctypes.c_ulong(argument), zero, zero, zero), f"prctl {option}")
+    _checked(_libc().prctl(option, ctypes.c_ulong(argument), zero, zero, zero), "prctl")
 
 
 def owning_user_namespace(namespace_fd: int) -> int:
@@ -115,6 +124,16 @@ def load_filter(program: bytes) -> None:
     code = ctypes.create_string_buffer(program, len(program))
     fprog = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
     _syscall(_number("seccomp"), _SECCOMP_SET_MODE_FILTER, 0, ctypes.c_char_p(fprog))
+
+
+def receive(door: socket.socket, size_bytes: int, *, descriptors_max: int) -> tuple[bytes, list[int]]:
+    """A message and the descriptors that came with it, closed on exec (socket.recv_fds forgets its flags)."""
+    fds = array("i")
+    room = socket.CMSG_SPACE(descriptors_max * fds.itemsize)
+    words, rights, _, _ = door.recvmsg(size_bytes, room, socket.MSG_CMSG_CLOEXEC)
+    for _, _, data in rights:
+        fds.frombytes(data)
+    return words, list(fds)
 
 
 def close_on_exec_from(first: int) -> None:

@@ -21,37 +21,48 @@ _LIMIT_FILES = {
     ("cgroup v1", "memory"): "memory.limit_in_bytes",
     ("cgroup v1", "cpu"): "cpu.cfs_quota_us",
 }
+_COUNT_FILES = {"cgroup v2": "memory.events", "cgroup v1": "memory.oom_control"}
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The groups of one sandbox; a process joins by writing "0" to each file of `joins`."""
+    """The groups of one sandbox: (mechanism, controller) -> folder."""
 
-    paths: tuple[Path, ...] = ()
+    found: dict[tuple[str, str], Path]
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return tuple(dict.fromkeys(self.found.values()))
 
     @property
     def joins(self) -> tuple[str, ...]:
+        """A process joins by writing "0" to each of these files."""
         return tuple(str(path / "cgroup.procs") for path in self.paths)
+
+    def limit(self, limits: Limits) -> None:
+        """Write the limits. Raises OSError."""
+        for kind, path in self.found.items():
+            _limit(path, kind, limits)
 
     def oom_kills(self) -> int:
         """How many processes the kernel has killed here for want of memory."""
-        for path in self.paths:
-            for name in ("memory.events", "memory.oom_control"):
+        for (mechanism, controller), path in self.found.items():
+            if controller == "memory":
                 with contextlib.suppress(OSError):
-                    words = (path / name).read_text().split()
-                    return int(words[words.index("oom_kill") + 1])
+                    words = (path / _COUNT_FILES[mechanism]).read_bytes().split()
+                    return int(words[words.index(b"oom_kill") + 1])
         return 0
 
     async def remove(self) -> None:
         """Remove the groups; the kernel may need a moment to see that their processes have gone."""
         for path in self.paths:
-            for _ in range(_REMOVE_TRIES):
+            for attempt in range(_REMOVE_TRIES):
                 try:
                     path.rmdir()
                 except FileNotFoundError:
                     break
                 except OSError:
-                    await asyncio.sleep(_REMOVE_WAIT_S)
+                    await asyncio.sleep(_REMOVE_WAIT_S * min(1.0, attempt / 10))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +74,14 @@ class Cgroups:
     def mechanism(self, controller: str) -> str | None:
         return self.found[controller][0] if controller in self.found else None
 
-    def create(self, name: str, limits: Limits) -> Group:
-        """The sandbox's groups with its limits written. Raises OSError."""
-        paths = dict.fromkeys(folder / name for _, folder in self.found.values())
-        for path in paths:
-            path.mkdir(exist_ok=True)
-        for controller, (mechanism, folder) in self.found.items():
-            _limit(folder / name, (mechanism, controller), limits)
-        return Group(tuple(paths))
+    def create(self, name: str) -> Group:
+        """Groups for one sandbox, without limits yet. Raises OSError."""
+        group = Group(
+            {(mechanism, controller): folder / name for controller, (mechanism, folder) in self.found.items()}
+        )
+        for path in group.paths:
+            path.mkdir()
+        return group
 
     def remove_leftovers(self) -> None:
         """Remove the empty groups of a keeper that was killed."""

@@ -5,8 +5,10 @@ follows no link, and the walk is a generator that gives the loop back after a sl
 """
 
 import contextlib
+import fcntl
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,7 @@ from sojourn.sandboxes.kernel import calls
 
 _SLICE = 256
 _DEPTH_MAX = 256
+_GET_FLAGS, _SET_FLAGS, _TOP_OF_HIERARCHIES = 0x80086601, 0x40086602, 0x20000
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -81,12 +84,38 @@ def _listing(folder: int) -> tuple[int, Iterator[str]]:
         return folder, iter(())
 
 
+def spread(top: Path) -> None:
+    """Have ext4 lay the folders in this one apart; a filesystem that knows no such thing is left alone.
+
+    Without a journal it skips what was freed in the last minute, inode by inode: a new file beside 1,000 removed ones
+    takes 20 times as long. Source: chattr(1), "T"; fs/ext4/ialloc.c, recently_deleted (Linux 6.18).
+    """
+    fd = os.open(top, _FOLDER)
+    try:
+        with contextlib.suppress(OSError):
+            flags = int.from_bytes(fcntl.ioctl(fd, _GET_FLAGS, bytes(8))[:4], sys.byteorder)
+            fcntl.ioctl(fd, _SET_FLAGS, (flags | _TOP_OF_HIERARCHIES).to_bytes(8, sys.byteorder))
+    finally:
+        os.close(fd)
+
+
 def give(top: Path, uid: int) -> None:
     """Make a uid the owner of a tree in which nothing runs; links are given themselves, not what they name."""
     os.chown(top, uid, uid, follow_symlinks=False)
     for _, folders, files, fd in os.fwalk(top):
         for name in (*folders, *files):
             os.chown(name, uid, uid, dir_fd=fd, follow_symlinks=False)
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep a folder from others who would hold it, as long as this process lives. Raises BlockingIOError."""
+    fd = os.open(folder, _FOLDER)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)
 
 
 def remove(name: str | Path, *, dir_fd: int | None = None) -> Iterator[None]:

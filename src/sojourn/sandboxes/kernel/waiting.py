@@ -1,11 +1,13 @@
-"""Waiting for descriptors without blocking the keeper's loop.
+"""Waiting for descriptors without blocking the keeper's loop, and for a child that ends.
 
 The rest of this folder calls it. The rule: a waiter that is cancelled leaves no reader behind.
 """
 
 import asyncio
+import contextlib
 import os
 import select
+import signal
 
 
 def is_readable(fd: int) -> bool:
@@ -33,18 +35,26 @@ async def any_readable(*fds: int) -> None:
             loop.remove_reader(fd)
 
 
-async def read_all(fd: int, *, limit_bytes: int = 4096) -> bytes:
-    """What comes until the other end closes."""
-    data = b""
-    while len(data) < limit_bytes:
-        await readable(fd)
-        piece = os.read(fd, limit_bytes - len(data))
-        if not piece:
-            break
-        data += piece
-    return data
+async def writable(fd: int) -> None:
+    """Return when something can be sent to `fd`; one waiter at a time."""
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    loop.add_writer(fd, lambda: ready.done() or ready.set_result(None))
+    try:
+        await ready
+    finally:
+        loop.remove_writer(fd)
 
 
-def reaped(pid: int) -> int:
-    """The wait status of a child that has ended, or is about to."""
-    return os.waitpid(pid, 0)[1]
+def kill(pidfd: int) -> None:
+    """Kill a process, which may have ended already."""
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+
+async def reaped(pidfd: int) -> None:
+    """Wait for a child that is ending, reap it unless somebody has, and close its pidfd."""
+    await readable(pidfd)
+    with contextlib.suppress(ChildProcessError):
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED)  # noqa: ASYNC222  it has ended
+    os.close(pidfd)

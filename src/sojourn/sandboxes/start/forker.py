@@ -1,8 +1,8 @@
 """The small process that forks for the keeper: `python -m sojourn.sandboxes.start.forker FD`.
 
-`forking.py` starts it. The time of a fork grows with the memory of what forks, so this one imports next to nothing, and
-it always has one child forked ahead that waits for the next request. The rule: every child is made the keeper's own
-(CLONE_PARENT), so the keeper alone waits for all of them, and all die with it.
+`forking.py` starts it and asks it for crews. The time of a fork grows with the memory of what forks, so this one
+imports next to nothing. The rule: every child is made the keeper's own (CLONE_PARENT), so the keeper alone waits for
+all of them, and all die with it.
 """
 
 import gc
@@ -10,51 +10,51 @@ import marshal
 import os
 import signal
 import socket
-import struct
 import sys
-import time
 from typing import NoReturn
 
 from sojourn.sandboxes.kernel import calls
-from sojourn.sandboxes.start import child
+from sojourn.sandboxes.start import child, crew
 
-_DESCRIPTORS_MAX = 16
-_RETRY_S = 0.05
+_REQUEST_BYTES = 64 << 10
+_CAUGHT = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> None:
-    """Keep one child waiting for work, for as long as the keeper lives."""
-    keeper = os.getppid()
+    """Make crews for as long as the keeper lives."""
     calls.prctl(calls.PR_SET_PDEATHSIG, signal.SIGKILL)
+    for number in _CAUGHT:
+        signal.signal(number, signal.SIG_DFL)  # as a workload has them
     door = socket.socket(fileno=int(sys.argv[1]))
+    gc.disable()
     gc.freeze()
-    while os.getppid() == keeper:
-        taken, take = os.pipe()
+    door.send(b"\n")
+    while True:
+        request, doors = calls.receive(door, _REQUEST_BYTES, descriptors_max=2)
+        if not request:
+            return
         try:
             if calls.clone_sibling() == 0:
-                os.close(taken)
-                _work(door, take)
-        except OSError:
-            time.sleep(_RETRY_S)  # the host has no room for a process now
-        os.close(take)
-        os.read(taken, 1)  # ends when the child has taken a request, or has died
-        os.close(taken)
+                door.close()
+                _become_crew(marshal.loads(request), doors)  # noqa: S302  the keeper wrote it
+        except OSError as error:
+            print("crew.not_forked", error, file=sys.stderr, flush=True)
+        for fd in doors:
+            os.close(fd)
 
 
-def _work(door: socket.socket, take: int) -> NoReturn:
-    """Say who is ready, take one request and become what it asks for."""
+def _become_crew(joins: tuple[str, ...], doors: list[int]) -> NoReturn:
+    """Join the control groups, which may take the kernel many milliseconds, then become two who wait at their doors."""
     try:
+        for path in joins:
+            child.write(path, b"0")
+        serve = crew.launcher if calls.clone_sibling() else crew.porter
         calls.prctl(calls.PR_SET_PDEATHSIG, signal.SIGKILL)
-        door.send(struct.pack("=i", os.getpid()))
-        word, descriptors, _, _ = socket.recv_fds(door, 1, _DESCRIPTORS_MAX)
-        os.close(take)
-        if word:
-            payload, *rest = descriptors
-            with os.fdopen(payload, "rb") as file:
-                what, body, asked = marshal.load(file)  # noqa: S302  the keeper wrote it
-            if what == "bubblewrap":
-                child.become_bubblewrap(asked, child.Body(*body), rest)
-            child.enter(child.Program(*asked), child.Body(*body), rest)
+        mine, other = doors if serve is crew.launcher else reversed(doors)
+        os.close(other)
+        serve(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, mine))
+    except OSError as error:
+        print("crew.failed", error, file=sys.stderr, flush=True)
     finally:
         os._exit(1)
 

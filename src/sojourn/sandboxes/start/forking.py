@@ -1,33 +1,34 @@
-"""The keeper's side of the forker: starts it, and asks its waiting child to become something.
+"""The keeper's side of the forker: crews for sandboxes, each in control groups of its own, one always made ahead.
 
-`__main__.py` makes the one Forker; `launch.py` and `running.py` ask. The rule: a request is handed to a child that has
-announced itself, one at a time, so none is ever lost in a queue.
+`__main__.py` makes the one Forker, `server.py` takes a Berth per sandbox. The rule: joining a control group is done
+before anybody waits for it, since the kernel takes up to 20 ms for it on a quiet machine (a grace period of RCU).
 """
 
 import asyncio
 import marshal
 import os
 import socket
-import struct
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import astuple
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from sojourn.sandboxes.kernel.waiting import is_readable, readable, reaped
-from sojourn.sandboxes.start import child
+from sojourn.sandboxes.kernel.cgroups import Cgroups, Group
+from sojourn.sandboxes.kernel.waiting import is_readable, kill, readable, reaped
+from sojourn.sandboxes.start import child, crew
+from sojourn.sandboxes.start.porter import Porter, request
 
 _PACKAGES = Path(__file__).parents[3]
 _READY_S = 20.0
+_AHEAD_S = 0.005
 
 
 class Forker:
     """Made before the keeper's loop runs; it ends with the keeper."""
 
     def __init__(self, log: Path) -> None:
-        """Start the process, whose complaints go to `log`, and wait until its first child is ready. Raises OSError."""
+        """Start the process, whose complaints go to `log`, and wait until it is ready. Raises OSError."""
         self._door, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         libraries = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
         with theirs, log.open("ab") as stderr:
@@ -41,52 +42,131 @@ class Forker:
                 stderr=stderr,
             )
         self._door.settimeout(_READY_S)
-        self._ready = [self._announced()]
+        if self._door.recv(1) != crew.READY:
+            raise OSError("the process that forks for the keeper did not start")
         self._door.setblocking(False)
-        self._turn = asyncio.Lock()
 
-    async def bubblewrap(self, argv: Sequence[str], body: child.Body, descriptors: Sequence[int]) -> int:
-        """Become bubblewrap, with `descriptors` as 0, 1, 2 and so on; its pid."""
-        return await self._ask("bubblewrap", body, tuple(argv), descriptors)
-
-    async def enter(self, program: child.Program, body: child.Body, descriptors: Sequence[int]) -> int:
-        """Join a sandbox and fork the program there (see `child.enter`); the pid of the child that joins."""
-        return await self._ask("program", body, astuple(program), descriptors)
-
-    async def _ask(self, what: str, body: child.Body, asked: Any, descriptors: Sequence[int]) -> int:
-        payload = holding(marshal.dumps((what, astuple(body), asked)))
+    async def crew(self, joins: Sequence[str]) -> "tuple[Launcher, Porter]":
+        """Fork a crew into control groups. Raises OSError."""
+        ours, theirs = zip(*(socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)), strict=True)
         try:
-            async with self._turn:
-                pid = await self._waiting()
-                socket.send_fds(self._door, [b"\n"], [payload, *descriptors])
-                return pid
-        finally:
-            os.close(payload)
-
-    async def _waiting(self) -> int:
-        """The pid of the child that waits: the last one that said so, those before it having died."""
-        if not self._ready:
-            await readable(self._door.fileno())
-        while is_readable(self._door.fileno()):
-            self._ready.append(self._announced())
-        *dead, pid = self._ready
-        for each in dead:
-            reaped(each)
-        self._ready.clear()
-        return pid
-
-    def _announced(self) -> int:
-        """The pid of a child that says that it waits."""
-        announced = self._door.recv(4)
-        if not announced:
-            raise OSError("the process that forks for the keeper has ended")
-        return int(struct.unpack("=i", announced)[0])
+            with theirs[0], theirs[1]:
+                socket.send_fds(self._door, [marshal.dumps(tuple(joins))], [door.fileno() for door in theirs])
+            pidfds = [await _announced(door) for door in ours]
+        except BaseException:
+            for door in ours:
+                door.close()  # whoever waits behind it ends, and is reaped as a stray
+            raise
+        return Launcher(ours[0], pidfds[0]), Porter(ours[1], pidfds[1])
 
 
-def holding(data: bytes) -> int:
-    """A descriptor from which `data` can be read, however much it is."""
-    fd = os.memfd_create("request", os.MFD_CLOEXEC)
-    with os.fdopen(os.dup(fd), "wb") as file:
-        file.write(data)
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
+class Launcher:
+    """A process that waits to become bubblewrap."""
+
+    def __init__(self, door: socket.socket, pidfd: int) -> None:
+        self.door = door
+        self._pidfd = pidfd
+
+    async def become(self, argv: Sequence[str], body: child.Body, descriptors: Sequence[int]) -> None:
+        """Become bubblewrap, with `descriptors` as 0, 1, 2 and so on. Raises OSError."""
+        await request(self.door, (tuple(argv), tuple(body)), descriptors)
+
+    def close(self) -> int:
+        """Begin to end it, or the bubblewrap that it has become; its pidfd is the caller's now."""
+        self.door.close()
+        kill(self._pidfd)
+        return self._pidfd
+
+
+@dataclass(slots=True)
+class Berth:
+    """A place for one sandbox: its control groups, and the crew that has joined them."""
+
+    forker: Forker
+    group: Group
+    launcher: Launcher
+    porter: Porter | None
+    """None while nothing is to be started; `hire` finds another."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether the crew still waits; a door that is readable has nobody behind it."""
+        doors = [each.door.fileno() for each in (self.launcher, self.porter) if each is not None]
+        return not any(map(is_readable, doors))
+
+    async def hire(self) -> Porter:
+        """A porter, who is still outside. Raises OSError."""
+        launcher, self.porter = await self.forker.crew(self.group.joins)
+        await reaped(launcher.close())
+        return self.porter
+
+    async def dismiss(self) -> None:
+        """End the porter."""
+        porter, self.porter = self.porter, None
+        if porter is not None:
+            await reaped(porter.close())
+
+    async def close(self) -> None:
+        """End the crew and remove the groups."""
+        bubblewrap = self.launcher.close()
+        await self.dismiss()
+        await reaped(bubblewrap)
+        await self.group.remove()
+
+
+class Berths:
+    """Makes berths; one is kept ready once the first was taken."""
+
+    def __init__(self, forker: Forker, cgroups: Cgroups) -> None:
+        self._forker = forker
+        self._cgroups = cgroups
+        self._ahead: asyncio.Task[Berth] | None = None
+
+    async def take(self) -> Berth:
+        """The berth that was made ahead, or a new one. Raises OSError."""
+        ahead, self._ahead = self._ahead, None
+        return await self._ready(ahead) or await self._make()
+
+    def make_ahead(self) -> None:
+        """Make the next berth, a little later, when the sandbox of this one has run its first program."""
+        asyncio.get_running_loop().call_later(_AHEAD_S, self._make_ahead)
+
+    async def close(self) -> None:
+        """Give the berth back that nobody has taken."""
+        ahead, self._ahead = self._ahead, None
+        if (berth := await self._ready(ahead)) is not None:
+            await berth.close()
+
+    def _make_ahead(self) -> None:
+        if self._ahead is None:
+            self._ahead = asyncio.get_running_loop().create_task(self._make())
+
+    async def _ready(self, ahead: asyncio.Task[Berth] | None) -> Berth | None:
+        """What was made ahead, if it still stands."""
+        if ahead is None:
+            return None
+        try:
+            berth = await ahead
+        except OSError:
+            return None
+        if berth.whole:
+            return berth
+        await berth.close()
+        return None
+
+    async def _make(self) -> Berth:
+        group = self._cgroups.create(os.urandom(8).hex())
+        try:
+            return Berth(self._forker, group, *await self._forker.crew(group.joins))
+        except BaseException:
+            await group.remove()
+            raise
+
+
+async def _announced(door: socket.socket) -> int:
+    """A pidfd of the process behind a door, as soon as it waits there."""
+    door.setblocking(False)
+    await readable(door.fileno())
+    if not (said := door.recv(crew.PID.size)):
+        raise OSError("a process for a sandbox could not be made; the keeper's log says why")
+    return os.pidfd_open(*crew.PID.unpack(said))

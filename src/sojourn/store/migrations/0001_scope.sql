@@ -2,6 +2,7 @@
 --
 --   tenant       the wall: data never crosses it
 --   api_key      who may call, by the SHA-256 of a random token
+--   hook_key     the secret that those of the runs' webhooks are made from; sojourn_keyring alone can read it
 --   scope_key    the secrets that scopes are signed with; sojourn_keyring alone can read them
 --   scope()      what the handle in app.scope allows, or null; every row level security policy asks it
 --   scope_mint() signs a handle; only the functions of 0003_doors.sql can call it
@@ -86,8 +87,38 @@ create function scope_user() returns text language sql stable parallel safe as $
 
 insert into scope_key (kid, inner_pad, outer_pad) values (gen_random_uuid(), random_block(), random_block());
 
+-- The secret that outside systems sign a run's webhooks with, made from one key: nothing is kept for each run.
+create table hook_key (
+    kid         text primary key,
+    inner_pad   bytea not null check (length(inner_pad) = 64),
+    outer_pad   bytea not null check (length(outer_pad) = 64),
+    created_at  timestamptz not null default now()
+);
+insert into hook_key (kid, inner_pad, outer_pad) values (gen_random_uuid(), random_block(), random_block());
+
+create function hook_sign(for_tenant text, for_run text) returns bytea
+language sql stable set search_path = pg_catalog, public, pg_temp as $$
+    select sha256(outer_pad || sha256(inner_pad || convert_to(for_tenant || '|' || for_run, 'UTF8'))) from hook_key
+$$;
+
+create function hmac_sha256(data bytea, key bytea) returns bytea
+language plpgsql immutable set search_path = pg_catalog, public, pg_temp as $$
+declare
+    inner_pad bytea := decode(repeat('36', 64), 'hex');
+    outer_pad bytea := decode(repeat('5c', 64), 'hex');
+begin
+    for i in 0 .. length(key) - 1 loop
+        inner_pad := set_byte(inner_pad, i, get_byte(key, i) # 54);
+        outer_pad := set_byte(outer_pad, i, get_byte(key, i) # 92);
+    end loop;
+    return sha256(outer_pad || sha256(inner_pad || data));
+end $$;
+
 grant execute on function scope, scope_tenant, scope_user to sojourn_api, sojourn_engine;
 alter table scope_key owner to sojourn_keyring;
+alter table hook_key owner to sojourn_keyring;
+alter function hook_sign owner to sojourn_keyring;
+alter function hmac_sha256 owner to sojourn_keyring;
 alter function random_block owner to sojourn_keyring;
 alter function scope_sign owner to sojourn_keyring;
 alter function scope_mint owner to sojourn_keyring;

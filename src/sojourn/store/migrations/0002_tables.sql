@@ -59,8 +59,10 @@ create table session (
     backend     text,
     workspace   text,
     enforced    json,
+    wanted_at   timestamptz,
     primary key (tenant, id)
 );
+comment on column session.wanted_at is 'when another host asked for the files; null once they are in the archive';
 create index session_host on session (host, used_at) where host is not null;
 
 create sequence worker_key as integer cycle;
@@ -84,7 +86,7 @@ create table run (
     agent_version       integer not null,
     agent_digest        text not null,
     status              text not null default 'queued'
-        check (status in ('queued', 'running', 'suspended', 'completed', 'failed', 'cancelled')),
+        check (status in ('queued', 'running', 'suspended', 'completed', 'failed', 'cancelled', 'quarantined')),
     priority            smallint not null default 0 check (priority between 0 and 9),
     due_at              timestamptz,
     lease_worker        text references worker,
@@ -200,8 +202,9 @@ create table blob (
     digest      text not null check (digest ~ '^sha256:[0-9a-f]{64}$'),
     bytes       bigint not null,
     data        bytea not null,
+    media_type  text not null default 'application/octet-stream',
     created_at  timestamptz not null default now(),
-    primary key (tenant, digest),
+    primary key (tenant, digest) include (bytes),
     constraint blob_is_its_digest check (digest = 'sha256:' || encode(sha256(data), 'hex') and bytes = length(data))
 );
 alter table blob alter data set storage external;

@@ -33,7 +33,10 @@ create policy own on run as restrictive for insert to sojourn_api with check (us
 create policy own on session as restrictive for insert to sojourn_api with check (user_id = (select scope_user()));
 create policy own on idempotency as restrictive to sojourn_api using (user_id = (select scope_user()));
 create policy first on journal as restrictive for insert to sojourn_api with check (seq = 1);
-create policy first on message as restrictive for insert to sojourn_api with check (frame_id = '/');
+create policy first on message as restrictive for insert to sojourn_api with check (frame_id = '/' or exists (
+    select from journal j
+    where j.tenant = message.tenant and j.run_id = message.run_id and j.seq = 1 and j.kind = 'adopted'
+));
 
 create policy engine on agent_spec for select to sojourn_engine using (true);
 create policy engine on session for select to sojourn_engine using (true);
@@ -52,14 +55,14 @@ grant select on tenant, agent, agent_version, agent_spec, session, run, journal,
     idempotency to sojourn_api;
 grant select (tenant, id, prefix, user_id, name, scopes, created_at, expires_at, revoked_at, last_used_at)
     on api_key to sojourn_api;
-grant select (tenant, run_id, id) on inbox to sojourn_api;
+grant select (tenant, run_id, id, event) on inbox to sojourn_api;
 grant insert on agent, agent_version, agent_spec, journal, message, blob, idempotency to sojourn_api;
 grant insert (tenant, id, user_id) on session to sojourn_api;
 grant insert (tenant, run_id, event) on inbox to sojourn_api;
 grant insert (tenant, id, session_id, user_id, agent_name, agent_version, agent_digest, priority, due_at, seq, input,
     limits, labels, snapshot) on run to sojourn_api;
 grant update (live_version, archived_at) on agent to sojourn_api;
-grant update (closed_at, used_at, host, backend, workspace, enforced) on session to sojourn_api;
+grant update (closed_at, used_at, host, backend, workspace, enforced, wanted_at) on session to sojourn_api;
 grant update (status, due_at, mail_last) on run to sojourn_api;
 grant update (route, request_digest, status, body, created_at, expires_at), delete on idempotency to sojourn_api;
 
@@ -68,7 +71,7 @@ grant select, insert, update, delete on worker to sojourn_engine;
 grant usage on sequence worker_key to sojourn_engine;
 grant insert on journal, message, ledger, delta, blob to sojourn_engine;
 grant delete on inbox, delta to sojourn_engine;
-grant update (closed_at, used_at, host, backend, workspace, enforced) on session to sojourn_engine;
+grant update (closed_at, used_at, host, backend, workspace, enforced, wanted_at) on session to sojourn_engine;
 grant update (status, due_at, lease_worker, fence, claims, mail_read, seq, started_at, finished_at, steps, input_tokens,
     cache_read_tokens, cache_write_tokens, output_tokens, reasoning_tokens, usd_micros, result, error_code,
     error_detail, limits, waits, snapshot) on run to sojourn_engine;
@@ -76,7 +79,7 @@ grant select (expires_at), delete on idempotency to sojourn_engine;
 
 grant select, insert on tenant to sojourn_keyring;
 grant select, insert, update on api_key to sojourn_keyring;
-grant select (tenant, id, session_id, user_id, lease_worker, fence) on run to sojourn_keyring;
+grant select (tenant, id, session_id, user_id, lease_worker, fence, finished_at) on run to sojourn_keyring;
 grant select (tenant, id, user_id, host) on session to sojourn_keyring;
 grant select (id, host) on worker to sojourn_keyring;
 
@@ -159,26 +162,48 @@ language sql security definer set search_path = pg_catalog, public, pg_temp as $
     where r.tenant = of_tenant and r.id = of_run and r.fence = of_fence and r.lease_worker = of_worker
 $$;
 
--- The same for a session whose sandbox is on the worker's host, while nobody has a lease in it.
+-- The same for a session whose sandbox is on the worker's host, while no worker of that host has a lease in it.
 create function session_scope(of_worker text, of_tenant text, of_session text) returns text
 language sql security definer set search_path = pg_catalog, public, pg_temp as $$
     select scope_mint(s.tenant, s.user_id, '', now() + interval '1 minute')
     from session s join worker w on w.host = s.host
     where w.id = of_worker and s.tenant = of_tenant and s.id = of_session and not exists (
-        select from run r
-        where r.tenant = s.tenant and r.session_id = s.id and r.lease_worker is not null
+        select from run r join worker v on v.id = r.lease_worker
+        where r.tenant = s.tenant and r.session_id = s.id and v.host = s.host
     )
 $$;
 
+-- The secret of a run's webhooks, for a caller of its tenant; null where it has no such run.
+create function hook_secret(of_run text) returns bytea
+language sql stable security definer set search_path = pg_catalog, public, pg_temp as $$
+    select hook_sign(r.tenant, r.id) from run r where r.tenant = (scope())[1] and r.id = of_run
+$$;
+
+-- Lend one minute in the tenant of a run for a webhook that is signed with its secret; null for any other, after the same
+-- work, so that nobody learns from the time which runs there are. Anybody may ask: only run_unfinished is read for it.
+create function hook_scope(of_run text, message_id text, sent_s bigint, body bytea, signature bytea) returns text
+language sql security definer set search_path = pg_catalog, public, pg_temp as $$
+    with there as materialized (
+        select r.tenant, r.user_id from run r where r.id = of_run and r.finished_at is null
+    )
+    select scope_mint(claimed.tenant, claimed.user_id, '', now() + interval '1 minute')
+    from (table there union all select '', '' where not exists (table there)) as claimed
+    where abs(extract(epoch from now()) - sent_s) <= 300
+        and sha256(signature) = sha256(hmac_sha256(
+            convert_to(message_id || '.' || sent_s || '.', 'UTF8') || body, hook_sign(claimed.tenant, of_run)
+        ))
+$$;
+
 -- First the grants, then the owner: afterwards only sojourn_keyring could give them.
-grant execute on function authenticate, create_key, revoke_key to sojourn_api;
+grant execute on function authenticate, create_key, revoke_key, hook_secret, hook_scope to sojourn_api;
 grant execute on function engine_scope, session_scope to sojourn_engine;
 do $$
 declare
     one text;
 begin
     foreach one in array array[
-        'authenticate', 'key_manager', 'create_key', 'revoke_key', 'found_tenant', 'engine_scope', 'session_scope'
+        'authenticate', 'key_manager', 'create_key', 'revoke_key', 'found_tenant', 'engine_scope', 'session_scope',
+        'hook_secret', 'hook_scope'
     ] loop
         execute format('alter function %I owner to sojourn_keyring', one);
     end loop;

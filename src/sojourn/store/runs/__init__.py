@@ -3,17 +3,24 @@
     creation    a run, its first event and its agent, in one statement
     reading     one run, pages of runs, runs that wait for somebody
     journal     events, snapshots and transcripts; how they are stored
+    deciding    what a decision is judged by
     mailing     what callers say to a run that goes on
+    adoption    runs made of other runs
+    quarantine  runs that this release cannot read
     snapshots   a continuation without bodies, and the bodies put back
 
 The rule: nothing here looks past the tenant of the connection's handle.
 """
 
+from sojourn.store.runs.adoption import adopt, arrive, source
 from sojourn.store.runs.creation import create
+from sojourn.store.runs.deciding import Asked, asked, decided
 from sojourn.store.runs.journal import continuation, events, history, transcript, verify_chain
 from sojourn.store.runs.mailing import post
+from sojourn.store.runs.quarantine import quarantine, release
 from sojourn.store.runs.reading import get, page, waiting
 
 __all__ = [
-    "continuation", "create", "events", "get", "history", "page", "post", "transcript", "verify_chain", "waiting",
+    "Asked", "adopt", "arrive", "asked", "continuation", "create", "decided", "events", "get", "history", "page",
+    "post", "quarantine", "release", "source", "transcript", "verify_chain", "waiting",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from sojourn.loop import events as ev
 from sojourn.loop.continuation import Continuation, Segment, frames
 from sojourn.loop.machine import link
 from sojourn.loop.messages import Message
+from sojourn.loop.moving.adoption import bodies
 from sojourn.store.db import Connection
 from sojourn.store.runs.snapshots import body, thaw, whole
 
@@ -57,9 +58,9 @@ class JournalRow(NamedTuple):
 Bodies = Iterable[tuple[str, int, Message]]
 
 
-def rows(events: Iterable[ev.Event], first_seq: int, bodies: Bodies) -> list[JournalRow]:
-    """Write events as rows, without the messages that are among `bodies`."""
-    places = {id(message): (frame, slot) for frame, slot, message in bodies}
+def rows(events: Iterable[ev.Event], first_seq: int, spoken: Bodies) -> list[JournalRow]:
+    """Write events as rows, without the messages that are among `spoken`."""
+    places = {id(message): (frame, slot) for frame, slot, message in spoken}
     return [_row(event, seq, places) for seq, event in enumerate(events, first_seq)]
 
 
@@ -103,7 +104,12 @@ async def transcript(conn: Connection, run_id: str) -> Continuation:
     snapshot = await continuation(conn, run_id)
     if snapshot.root.ended:
         snapshot = replace(snapshot, root=replace(snapshot.root, calls=()))
-    found = await conn.fetch(BODIES, run_id, *places(snapshot))
+    return await filled(conn, snapshot)
+
+
+async def filled(conn: Connection, snapshot: Continuation) -> Continuation:
+    """The continuation with all its messages. Raises BadSeal where one is missing."""
+    found = await conn.fetch(BODIES, snapshot.run_id, *places(snapshot))
     return whole(snapshot, {(row["frame_id"], row["slot"]): body(row["body"]) for row in found})
 
 
@@ -137,7 +143,14 @@ async def verify_chain(conn: Connection, run_id: str) -> bool:
     snapshot, head, seq = await continuation(conn, run_id), "", 0
     while page := await events(conn, run_id, after=seq):
         for number, event in page:
-            if number != seq + 1:
+            if number != seq + 1 or not await _has_its_bodies(conn, snapshot, event):
                 return False
             seq, head = number, link(head, event)
     return (seq, head) == (snapshot.rev, snapshot.head)
+
+
+async def _has_its_bodies(conn: Connection, snapshot: Continuation, event: ev.Event) -> bool:
+    """Whether an adopted run has the messages that it began with; other events hold theirs."""
+    if not isinstance(event, ev.Adopted):
+        return True
+    return bodies((await filled(conn, replace(snapshot, root=event.root))).root) == event.bodies

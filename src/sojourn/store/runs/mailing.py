@@ -1,39 +1,57 @@
 """What callers say to a run that goes on: messages, decisions, cancellations. Called by the API.
 
-The rule: it waits in the run's inbox, and a run that nobody holds is due at once. The row's lock orders it with the
-release of the lease, so that mail never lies unread in a run that sleeps.
+The rules: it waits in the run's inbox, and a run that nobody holds is due at once. The row's lock orders it with the
+release of the lease, so that mail never lies unread in a run that sleeps. And a run keeps no more words and signals
+than it can carry, however many come: a decision and the end of the run are always taken.
 """
 
-from sojourn.errors import Conflict, NotFound
-from sojourn.loop.events import Cancelled, Decided, Said
+from sojourn.errors import Conflict, NotFound, OverLimit
+from sojourn.loop.events import Cancelled, Decided, Paused, Said, Signalled
 from sojourn.loop.events import encode as encode_event
 from sojourn.store.db import Connection
 
-POST = """
+MAIL_MAX, MAIL_BYTES_MAX = 1000, 8 << 20
+"""Letters that wait to be read, and their bytes."""
+SNAPSHOT_BYTES_MAX = 8 << 20
+"""A run that carries more takes no more words: each of its commits writes all of that anew."""
+
+POST = f"""
 with target as (
-    select tenant, id, finished_at from run where tenant = (select scope_tenant()) and id = $1 for no key update
+    select tenant, id, finished_at, octet_length(snapshot) as carried from run
+    where tenant = (select scope_tenant()) and id = $1 for no key update
+), unread as (
+    select count(*) as letters, coalesce(sum(octet_length(i.event)), 0) as size
+    from target, lateral (
+        select event from inbox where tenant = target.tenant and run_id = target.id limit {MAIL_MAX}
+    ) i
+), place as (
+    select tenant, id, finished_at, not $3::boolean and (
+        letters >= {MAIL_MAX} or size + octet_length($2::bytea) > {MAIL_BYTES_MAX} or carried > {SNAPSHOT_BYTES_MAX}
+    ) as "full" from target, unread
 ), posted as (
     insert into inbox (tenant, run_id, event)
-    select tenant, id, $2 from target where finished_at is null
+    select tenant, id, $2 from place where finished_at is null and not "full"
     returning tenant, run_id, id
 ), woken as (
     update run r set
         mail_last = posted.id,
-        status = case when r.status = 'running' then r.status else 'queued' end,
-        due_at = case when r.status = 'running' then null else now() end
+        status = case when r.status in ('running', 'quarantined') then r.status else 'queued' end,
+        due_at = case when r.status not in ('running', 'quarantined') then now() end
     from posted where r.tenant = posted.tenant and r.id = posted.run_id
 )
-select finished_at is not null as finished from target
+select finished_at is not null as finished, "full" from place
 """
 
 
-async def post(conn: Connection, run_id: str, event: Said | Cancelled | Decided) -> None:
+async def post(conn: Connection, run_id: str, event: Said | Cancelled | Decided | Paused | Signalled) -> None:
     """Put an event into a run's inbox; ring `sojourn_work` and `sojourn_inbox` after the transaction.
 
-    Raises NotFound, and Conflict with the code run.ended.
+    Raises NotFound, Conflict with the code run.ended, and OverLimit where too much of it was not heard yet.
     """
-    target = await conn.fetchrow(POST, run_id, encode_event(event))
+    target = await conn.fetchrow(POST, run_id, encode_event(event), isinstance(event, Decided | Cancelled))
     if target is None:
         raise NotFound(f"There is no run {run_id}.")
     if target["finished"]:
         raise Conflict(f"Run {run_id} has ended.", code="run.ended")
+    if target["full"]:
+        raise OverLimit(f"Run {run_id} has more mail than it has read. Wait until it goes on, and try again.")

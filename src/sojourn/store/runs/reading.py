@@ -23,7 +23,7 @@ from run where tenant = (select scope_tenant())
 # The ids are ordered by time, so the primary key is the order of a page.
 PAGE = f"{COLUMNS} and id < $1 {{}} order by id desc limit $2"
 WAITING = PAGE.format("and waits is not null")
-UNFINISHED = ("queued", "running", "suspended")
+UNFINISHED = ("queued", "running", "suspended", "quarantined")
 NEWEST = "zzzz"
 """A cursor above every id."""
 

@@ -6,9 +6,10 @@ The rule: what this release cannot read it does not touch.
 import msgspec
 from msgspec.structs import replace
 
-from sojourn.errors import BadSeal, UnknownFormat, Unreadable
+from sojourn.errors import BadSeal, Unreadable
 from sojourn.loop.continuation import FORMAT, VERSION, Continuation, attach, detach
 from sojourn.loop.messages import Message, Plain
+from sojourn.loop.moving.versions import upgraded
 
 _encoder = msgspec.json.Encoder()
 _continuation = msgspec.json.Decoder(Continuation)
@@ -19,7 +20,11 @@ class _Head(msgspec.Struct, frozen=True):
     """What every version of the format begins with."""
 
     format: str = FORMAT
-    version: int = VERSION
+    version: int = 1
+    """Not written where it is 1."""
+
+
+_head = msgspec.json.Decoder(_Head)
 
 
 def encode(value: Plain) -> bytes:
@@ -33,14 +38,25 @@ def freeze(continuation: Continuation) -> bytes:
 
 
 def thaw(data: bytes) -> Continuation:
-    """Read what `freeze` wrote. Raises UnknownFormat for a newer version's, Unreadable for anything else."""
+    """Read what `freeze` wrote, in this release or an older one.
+
+    Raises UnknownFormat for a newer version's, Unreadable for anything else.
+    """
     try:
         found = _continuation.decode(data)
+        return found if (found.format, found.version) == (FORMAT, VERSION) else _older(data)
+    except (msgspec.DecodeError, RecursionError):
+        return _older(data)
+
+
+def _older(data: bytes) -> Continuation:
+    try:
+        head = _head.decode(data)
+        if (head.format, head.version) == (FORMAT, VERSION):
+            raise Unreadable("The run's snapshot cannot be read by this release.")
+        return msgspec.convert(upgraded(msgspec.json.decode(data)), Continuation)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise _unreadable(data) from error
-    if (found.format, found.version) != (FORMAT, VERSION):
-        raise _unreadable(data)
-    return found
+        raise Unreadable("The run's snapshot cannot be read by this release.") from error
 
 
 def whole(continuation: Continuation, bodies: dict[tuple[str, int], Message]) -> Continuation:
@@ -61,14 +77,3 @@ def text(value: str) -> str:
     if value.isascii() and "\0" not in value:
         return value
     return value.replace("\0", "\ufffd").encode(errors="replace").decode()
-
-
-def _unreadable(data: bytes) -> Unreadable:
-    """Say whether a newer release wrote it."""
-    try:
-        head = msgspec.json.decode(data, type=_Head)
-    except msgspec.DecodeError:
-        head = _Head()
-    if head.format == FORMAT and head.version > VERSION:
-        return UnknownFormat(f"The run was written by a newer release (format version {head.version}).")
-    return Unreadable("The run's snapshot cannot be read by this release.")

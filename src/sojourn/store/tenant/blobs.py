@@ -1,25 +1,66 @@
 """Bytes by digest. Called by the API with a caller's scope, and by the worker with a lent one.
 
-The rule: a digest is what the bytes are, and the database checks it.
+The rule: a digest is what the bytes are, and the database checks it. The same bytes are kept once, with the media type
+that they first came with.
 """
 
 import hashlib
+from collections.abc import Collection
 
-from sojourn.errors import NotFound, TooLarge
+import msgspec
+
+from sojourn.errors import BudgetSpent, NotFound, TooLarge
 from sojourn.store.db import Connection
 
+HEAD_BYTES = 16
+UNKNOWN_TYPE = "application/octet-stream"
+
 PUT = """
-insert into blob (tenant, digest, bytes, data) values (scope_tenant(), $1, $2, $3) on conflict do nothing
+insert into blob (tenant, digest, bytes, data, media_type) values (scope_tenant(), $1, $2, $3, $4)
+on conflict do nothing
 """
 GET = "select data from blob where tenant = (select scope_tenant()) and digest = $1"
+PIECE = "select substr(data, $2, $3) from blob where tenant = (select scope_tenant()) and digest = $1"
+ABOUT = f"""
+select digest, bytes as size_bytes, media_type, substr(data, 1, {HEAD_BYTES}) as head
+from blob where tenant = (select scope_tenant()) and digest = any($1::text[])
+"""
+ALL_BYTES = "select coalesce(sum(bytes), 0)::bigint from blob where tenant = (select scope_tenant())"
 
 
-async def put(conn: Connection, data: bytes, *, bytes_max: int) -> str:
-    """Keep bytes and give their name, `sha256:<hex>`. Raises TooLarge."""
+class Blob(msgspec.Struct, frozen=True):
+    """What a blob is, without its bytes but for the first few."""
+
+    digest: str
+    size_bytes: int
+    media_type: str
+    head: bytes
+
+
+async def put(
+    conn: Connection,
+    data: bytes | bytearray,
+    *,
+    bytes_max: int,
+    tenant_bytes_max: int | None = None,
+    media_type: str = UNKNOWN_TYPE,
+) -> str:
+    """Keep bytes and give their name, `sha256:<hex>`. Raises TooLarge, and BudgetSpent where the tenant keeps too much.
+
+    Uploads that come together may pass the tenant's limit by what is underway.
+    """
     if len(data) > bytes_max:
         raise TooLarge(f"{len(data)} bytes are more than the limit of {bytes_max}.")
     digest = "sha256:" + hashlib.sha256(data).hexdigest()
-    await conn.execute(PUT, digest, len(data), data)
+    if tenant_bytes_max is not None and not await about(conn, (digest,)):
+        kept = await conn.fetchval(ALL_BYTES)
+        if kept + len(data) > tenant_bytes_max:
+            raise BudgetSpent(
+                f"The tenant keeps {kept} bytes of blobs, and its limit is {tenant_bytes_max}. An operator can raise "
+                "the setting blobs_max_bytes.",
+                code="limit.blobs",
+            )
+    await conn.execute(PUT, digest, len(data), data, media_type)
     return digest
 
 
@@ -27,5 +68,22 @@ async def get(conn: Connection, digest: str) -> bytes:
     """Read bytes by their name. Raises NotFound."""
     data: bytes | None = await conn.fetchval(GET, digest)
     if data is None:
-        raise NotFound(f"There is no blob {digest}.")
+        raise _missing(digest)
     return data
+
+
+async def piece(conn: Connection, digest: str, *, offset: int, limit_bytes: int) -> bytes:
+    """Read some of the bytes. Raises NotFound."""
+    data: bytes | None = await conn.fetchval(PIECE, digest, offset + 1, limit_bytes)
+    if data is None:
+        raise _missing(digest)
+    return data
+
+
+async def about(conn: Connection, digests: Collection[str]) -> dict[str, Blob]:
+    """Tell what these blobs are; those that are not there are left out."""
+    return {row["digest"]: Blob(**row) for row in await conn.fetch(ABOUT, list(digests))}
+
+
+def _missing(digest: str) -> NotFound:
+    return NotFound(f"There is no blob {digest}.")

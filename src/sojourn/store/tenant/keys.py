@@ -12,6 +12,7 @@ import asyncpg  # type: ignore[import-untyped]
 
 from sojourn.errors import Forbidden, NotFound, Unauthenticated
 from sojourn.store.db import Connection, Database
+from sojourn.store.roles import KEYRING
 from sojourn.store.rows import KeyRow, Principal
 
 AUTHENTICATE = "select * from authenticate($1)"
@@ -20,6 +21,16 @@ FOUND = "select found_tenant($1, $2, $3, $4, $5, $6)"
 ROWS = """
 select id, prefix, user_id, name, scopes, created_at, expires_at, revoked_at, last_used_at
 from api_key where tenant = (select scope_tenant())
+"""
+
+TENANT, LOCAL_KEY = "default", "first key"
+RECOVER = """
+with revoked as (
+    update api_key set revoked_at = now() where tenant = $1 and name = $7 and revoked_at is null
+)
+insert into api_key (tenant, id, hash, prefix, user_id, name, scopes)
+select id, $2, $3, $4, $5, $7, $6 from tenant where id = $1
+returning 1
 """
 
 MARK = "sj_"
@@ -73,13 +84,28 @@ async def revoke(conn: Connection, key_id: str) -> None:
 
 
 async def bootstrap(
-    db: Database, *, tenant: str = "default", user: str = "local", scopes: Collection[str] = ("*",)
+    db: Database, *, tenant: str = TENANT, user: str = "local", scopes: Collection[str] = ("*",)
 ) -> str | None:
     """Make a tenant with its first key and give the token; None where the tenant exists."""
     key_id, token = _new()
     async with db.migrator() as connection:
         made = await connection.fetchval(FOUND, tenant, key_id, _hash(token), token[:SHOWN], user, list(scopes))
     return token if made else None
+
+
+async def recover(db: Database, *, tenant: str = TENANT, user: str = "local") -> str:
+    """Make a first key anew for whoever owns the database, and end the older ones. Raises NotFound."""
+    key_id, token = _new()
+    arguments = (tenant, key_id, _hash(token), token[:SHOWN], user, ["*"], LOCAL_KEY)
+    async with db.migrator() as connection, connection.transaction():
+        await connection.execute(f"set local role {KEYRING}")
+        try:
+            made = await connection.fetchval(RECOVER, *arguments)
+        except asyncpg.UndefinedTableError:
+            made = None
+    if not made:
+        raise NotFound("There is no installation in this database yet. `sojourn serve` makes one, with its first key.")
+    return token
 
 
 def _new() -> tuple[str, str]:

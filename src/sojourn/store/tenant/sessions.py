@@ -1,8 +1,10 @@
 """Sessions: conversations with their sandbox. Called by the API, and by the worker through a lent scope.
 
-The rule: the row says where the live sandbox is (`host`), and which archive rebuilds its files (`workspace`).
+The rule: the row says where the live sandbox is (`host`), and which archive rebuilds its files (`workspace`). A host
+that wants the files of another one says so in `wanted_at`.
 """
 
+from collections.abc import Collection
 from datetime import datetime
 
 import asyncpg  # type: ignore[import-untyped]
@@ -16,9 +18,12 @@ select id, user_id, created_at, closed_at, used_at, host, backend, workspace, en
 from session where tenant = (select scope_tenant())
 """
 UPDATE = "update session set {} where tenant = (select scope_tenant()) and id = $1"
-TOUCH = UPDATE.format("used_at = now()")
-PLACE = UPDATE.format("used_at = now(), host = $2, backend = $3, enforced = $4")
-SAVE = UPDATE.format("workspace = $2, host = $3, backend = coalesce($4, backend)")
+TOUCH = UPDATE.format("used_at = now()") + " returning used_at"
+WANT = UPDATE.format("wanted_at = now()")
+PLACE = UPDATE.format("host = $2, backend = $3, enforced = $4")
+SAVE = UPDATE.format(
+    "workspace = coalesce($2, workspace), host = $3, backend = coalesce($4, backend), wanted_at = null"
+)
 LOCK = "select from session where tenant = (select scope_tenant()) and id = $1 for update"
 CLOSE = """
 update session s set closed_at = coalesce(closed_at, now())
@@ -26,12 +31,25 @@ where tenant = (select scope_tenant()) and id = $1 and not exists (
     select from run where tenant = s.tenant and session_id = s.id and finished_at is null
 )
 """
+# A session needs no sandbox once it is closed or its run waits; one that was used just now may still be written to.
 IDLE = """
 select s.tenant, s.id, s.used_at from session s
-where s.host = $1 and s.used_at < now() - make_interval(secs => $2) and not exists (
-    select from run r where r.tenant = s.tenant and r.session_id = s.id and r.lease_worker is not null
+where s.host = $1 and (
+    s.used_at < now() - make_interval(secs => $2)
+    or s.used_at < now() - make_interval(secs => $3) and s.wanted_at is not null
+    or s.used_at < now() - make_interval(secs => $4) and (s.closed_at is not null or exists (
+        select from run r where r.tenant = s.tenant and r.session_id = s.id and r.status = 'suspended'
+    ))
+) and not exists (
+    select from run r join worker w on w.id = r.lease_worker
+    where r.tenant = s.tenant and r.session_id = s.id and w.host = s.host
 )
-order by s.used_at limit $3
+order by s.wanted_at, s.used_at limit $5
+"""
+WANTED_S, OVER_S = 2.0, 60.0
+KEPT = """
+select id from session s
+where id = any($2::text[]) and (host = $1 or host is not null and not exists (select from worker where host = s.host))
 """
 NEWEST = "zzzz"
 """A cursor above every id."""
@@ -78,9 +96,17 @@ async def close(conn: Connection, session_id: str) -> SessionRow:
     return await get(conn, session_id)
 
 
-async def touch(conn: Connection, session_id: str) -> None:
-    """Say that the session's sandbox was used."""
-    await conn.execute(TOUCH, session_id)
+async def touch(conn: Connection, session_id: str) -> datetime:
+    """Say that the session's sandbox is used, and since when. Raises NotFound."""
+    used_at: datetime | None = await conn.fetchval(TOUCH, session_id)
+    if used_at is None:
+        raise _missing(session_id)
+    return used_at
+
+
+async def want(conn: Connection, session_id: str) -> None:
+    """Ask the host that has the session's files to put them away. Raises NotFound."""
+    await _update(conn, WANT, session_id)
 
 
 async def workspace(conn: Connection, session_id: str) -> str | None:
@@ -94,17 +120,26 @@ async def place(conn: Connection, session_id: str, *, host: str, backend: str, e
 
 
 async def save_workspace(
-    conn: Connection, session_id: str, *, digest: str, host: str | None = None, backend: str | None = None
+    conn: Connection, session_id: str, *, digest: str | None, host: str | None = None, backend: str | None = None
 ) -> None:
-    """Say which archive holds the session's files; without a `host` no sandbox is alive any more. Raises NotFound."""
+    """Say which archive holds the session's files (None: the last one); without a `host` no host has them any more.
+
+    Raises NotFound.
+    """
     await _update(conn, SAVE, session_id, digest, host, backend)
 
 
 async def idle(db: Database, *, host: str, older_than_s: float, limit: int = 100) -> list[IdleSession]:
-    """Name the sessions whose sandbox is on this host and was not used for a while."""
+    """Name the sessions on this host that were not used for a while, or that are over or wanted elsewhere."""
     async with db.engine() as engine:
-        found = await engine.fetch(IDLE, host, older_than_s, limit)
+        found = await engine.fetch(IDLE, host, older_than_s, WANTED_S, OVER_S, limit)
     return [IdleSession(row["tenant"], row["id"], row["used_at"]) for row in found]
+
+
+async def kept(db: Database, *, host: str, ids: Collection[str]) -> frozenset[str]:
+    """Name those of these sessions whose newest files may be on this host: neither archive nor living host has them."""
+    async with db.engine() as engine:
+        return frozenset(row["id"] for row in await engine.fetch(KEPT, host, list(ids)))
 
 
 async def _update(conn: Connection, statement: str, session_id: str, *values: str | bytes | datetime | None) -> None:

@@ -1,0 +1,5 @@
+"""Runs that move: exported, imported, forked, and let out of quarantine.
+
+routes    the handlers           gathering   a run that stands still, with all that it needs
+issuers   who is let in          landing     a new run made of it, checked against what this server has
+"""

@@ -1,0 +1,166 @@
+"""/v1/seals and /v1/trust: the keys that exports of yours are signed with, and those of others that you trust.
+
+The rule: a key is named by its public half, which every export has as its `issuer`; nobody is told the secret half.
+"""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from sojourn.api.http.once import once
+from sojourn.api.route import Answer, Ask, Route
+from sojourn.identity import seal
+from sojourn.loop.moving.document import Issuer
+from sojourn.store.db import Connection
+from sojourn.store.rows import IssuerRow
+from sojourn.store.tenant import issuers
+
+
+class SealSeen(msgspec.Struct, frozen=True, kw_only=True):
+    """A key that exports are verified with."""
+
+    issuer: str
+    """Its public half: `ed25519:` and 32 bytes in base64url."""
+    state: Literal["active", "retired", "revoked", "trusted"]
+    """Yours: `active` signs, `retired` is still good, `revoked` is not. Somebody else's: `trusted`."""
+    name: str
+    created_at: datetime
+    ended_at: datetime | None
+
+
+class SealsPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Keys, the newest first."""
+
+    data: tuple[SealSeen, ...]
+    has_more: bool = False
+    next: str | None = None
+
+
+class Trust(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Whose exports are let in."""
+
+    issuer: Issuer
+    name: Annotated[str, Meta(min_length=1, max_length=200)]
+    """Whose key it is, for people."""
+
+
+async def own(ask: Ask[None, None]) -> Answer:
+    """List the keys that sign."""
+    async with ask.transaction() as connection:
+        return _page(await issuers.own(connection))
+
+
+async def rotate(ask: Ask[None, None]) -> Answer:
+    """Sign with a new key."""
+
+    async def work(connection: Connection) -> Answer:
+        await issuers.rotate(connection, seal.new())
+        return _page(await issuers.own(connection), status=201)
+
+    return await once(ask, work)
+
+
+async def revoke(ask: Ask[None, None]) -> Answer:
+    """Take a key's signatures for nothing."""
+    async with ask.transaction() as connection:
+        await issuers.revoke(connection, ask.names["issuer"])
+    return Answer(status=204)
+
+
+async def trusted(ask: Ask[None, None]) -> Answer:
+    """List the keys of others."""
+    async with ask.transaction() as connection:
+        return _page(await issuers.trusted(connection))
+
+
+async def trust(ask: Ask[Trust, None]) -> Answer:
+    """Trust a key."""
+
+    async def work(connection: Connection) -> Answer:
+        await issuers.trust(connection, ask.body.issuer, ask.body.name)
+        return _page(await issuers.trusted(connection), status=201)
+
+    return await once(ask, work)
+
+
+async def distrust(ask: Ask[None, None]) -> Answer:
+    """Trust a key no longer."""
+    async with ask.transaction() as connection:
+        await issuers.distrust(connection, ask.names["issuer"])
+    return Answer(status=204)
+
+
+def _page(rows: list[IssuerRow], *, status: int = 200) -> Answer:
+    data = tuple(SealSeen(**msgspec.structs.asdict(row)) for row in rows)
+    return Answer(status=status, body=SealsPage(data=data))
+
+
+ROUTES = (
+    Route(
+        method="GET",
+        path="/v1/seals",
+        handler=own,
+        summary="List the keys that sign your exports",
+        detail="The first export makes the first one.",
+        tag="continuations",
+        scope="admin:keys",
+        answers={200: (SealsPage, "Keys, never their secrets")},
+    ),
+    Route(
+        method="POST",
+        path="/v1/seals/rotate",
+        handler=rotate,
+        summary="Sign exports with a new key",
+        detail="What the old one has signed stays good, here and wherever it is trusted.",
+        tag="continuations",
+        scope="admin:keys",
+        answers={201: (SealsPage, "All keys")},
+        creates=True,
+    ),
+    Route(
+        method="DELETE",
+        path="/v1/seals/{issuer}",
+        handler=revoke,
+        summary="Revoke a key that signs",
+        detail="What it has signed is not let in here any more. Others that trust it must be told.",
+        tag="continuations",
+        scope="admin:keys",
+        answers={204: (None, "It is good for nothing from now on")},
+        refusals=("request.not_found",),
+    ),
+    Route(
+        method="GET",
+        path="/v1/trust",
+        handler=trusted,
+        summary="List whose exports are let in",
+        tag="continuations",
+        scope="admin:keys",
+        answers={200: (SealsPage, "Keys of others")},
+    ),
+    Route(
+        method="POST",
+        path="/v1/trust",
+        handler=trust,
+        summary="Let in the exports of another installation",
+        detail="The key is the `issuer` of its exports; ask whoever runs it which one is theirs. What they export can "
+        "do here whatever you can when you import it.",
+        tag="continuations",
+        scope="admin:keys",
+        body=Trust,
+        answers={201: (SealsPage, "All that are trusted")},
+        creates=True,
+        example={"issuer": "ed25519:" + "A" * 43, "name": "staging"},
+    ),
+    Route(
+        method="DELETE",
+        path="/v1/trust/{issuer}",
+        handler=distrust,
+        summary="Let in the exports of another installation no longer",
+        tag="continuations",
+        scope="admin:keys",
+        answers={204: (None, "What it exports is refused from now on")},
+        refusals=("request.not_found",),
+    ),
+)

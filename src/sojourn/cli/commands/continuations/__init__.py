@@ -1,0 +1,1 @@
+"""Commands for runs that move, and for the keys that they are signed with."""

@@ -1,0 +1,1 @@
+"""What runs wait with: questions answered, runs held, signalled and told."""

@@ -1,0 +1,122 @@
+"""How live streams get to the journal: many runs at once, transactions that are held for a moment, and lost ones."""
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import pytest
+from played_worker import Player
+from reading import follow
+from served_api import Served
+
+from sojourn.api.events import hub
+
+
+async def test_many_runs_stream_side_by_side_and_each_reader_hears_its_own(api: Served, player: Player) -> None:
+    runs = [await api.start() for _ in range(30)]
+    async with AsyncExitStack() as stack:
+        readings = {run_id: await stack.enter_async_context(follow(api, run_id)) for run_id in runs}
+        plays = []
+        for run_id in runs:
+            plays.append(await player.take(run_id))
+            plays[-1].asked()
+            await plays[-1].commit()
+        await asyncio.gather(*(reading.until("run.started") for reading in readings.values()))
+        for n in range(20):
+            for play in plays:
+                play.delta(f"{play.claimed.run_id} {n};")
+            await asyncio.sleep(0)
+        await player.deltas.close()
+        for play in plays:
+            play.replied("1998.")
+            await play.commit(release="completed")
+        await asyncio.gather(*(reading.rest() for reading in readings.values()))
+    for run_id, reading in readings.items():
+        told = "".join(frame.data["text"] for frame in reading.frames if frame.event == "delta.message")
+        assert told == "".join(f"{run_id} {n};" for n in range(20))
+        assert reading.names[-1] == "run.completed"
+
+
+async def test_where_many_tenants_ring_each_is_read_in_a_transaction_of_its_own(
+    api: Served, player: Player, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "HOLDERS", 0)
+    monkeypatch.setattr(hub, "LINGER_S", 60)
+    run_id = await api.start()
+    async with follow(api, run_id) as reading:
+        play = await player.take(run_id)
+        play.asked()
+        await play.commit()
+        for n in range(10):
+            play.delta(str(n))
+            assert (await reading.until("delta.message")).data["text"] == str(n)
+            async with asyncio.timeout(10):
+                while await idle_transactions(api):
+                    pass
+        play.replied("0123456789")
+        await play.commit(release="completed")
+        assert (await reading.rest())[-1].event == "run.completed"
+
+
+async def idle_transactions(api: Served) -> int:
+    """How many connections stand in an open transaction and do nothing."""
+    async with api.parts.database.api() as connection:
+        count: int = await connection.fetchval(
+            "select count(*) from pg_stat_activity where datname = current_database()"
+            " and state = 'idle in transaction' and pid <> pg_backend_pid()"
+        )
+    return count
+
+
+async def test_a_transaction_is_held_while_it_rings_and_not_afterwards(
+    api: Served, player: Player, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "LINGER_S", 60)
+    monkeypatch.setattr(hub, "HOLD_S", 0)
+    run_id = await api.start()
+    async with follow(api, run_id) as reading:
+        play = await player.take(run_id)
+        play.asked()
+        await play.commit()
+        await reading.until("run.started")
+        async with asyncio.timeout(10):
+            while await idle_transactions(api):
+                pass
+        monkeypatch.setattr(hub, "HOLD_S", 3600)
+        play.delta("1")
+        await reading.until("delta.message")
+        async with asyncio.timeout(10):
+            while not await idle_transactions(api):
+                pass
+        for n in range(10):
+            play.delta(str(n))
+            assert (await reading.until("delta.message")).data["text"] == str(n)
+        play.replied("1998.")
+        await play.commit(release="completed")
+        assert (await reading.rest())[-1].event == "run.completed"
+
+
+async def test_a_held_transaction_that_is_lost_costs_no_event(
+    api: Served, player: Player, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "LINGER_S", 60)
+    monkeypatch.setattr(hub, "POLL_S", 0.05)
+    run_id = await api.start()
+    async with follow(api, run_id) as reading:
+        play = await player.take(run_id)
+        play.asked()
+        await play.commit()
+        play.delta("1")
+        await reading.until("delta.message")
+        async with api.parts.database.api() as connection:
+            while not await connection.fetch(
+                "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database()"
+                " and state = 'idle in transaction'"
+            ):
+                pass
+        await play.work("Let me look.")
+        await play.finish("1998.")
+        frames = await reading.rest()
+    seqs = [frame.id for frame in frames if frame.id is not None]
+    assert seqs == sorted(set(seqs))
+    assert reading.names.count("agent.tool_result") == 1
+    assert reading.names[-1] == "run.completed"

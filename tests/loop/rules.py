@@ -1,0 +1,399 @@
+"""The rules of a continuation, each as one function over one committed event: what was, what happened, what is.
+
+`Audit` hears every committed event, keeps books of its own beside the machine, and names each rule that is broken.
+Rule 16 (no secret anywhere) cannot be said of the pure machine, which never holds one: the gateway's canary shows it.
+Of 1, 9, 17 and 18 the machine's side is here; the worker, the store and the explorer show theirs.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from tests.loop.company import AGENTS, INITIATOR
+
+from sojourn.loop import events as ev
+from sojourn.loop.agent import digest
+from sojourn.loop.budget import Held, Limits, Spent
+from sojourn.loop.continuation import Call, Continuation, Frame, Wait, detach, frames, fresh, path, pending
+from sojourn.loop.machine import apply, begin, due, in_flight, link, phase, wake_at
+from sojourn.loop.messages import Usage
+from sojourn.loop.step.decisions import refusal
+
+ROW_BYTES_MAX = 16_000
+TOOLS = {digest(agent): {tool.name: digest(tool) for tool in agent.tools} for agent in AGENTS.values()}
+
+
+@dataclass
+class Books:
+    """What an auditor writes down beside the machine."""
+
+    uids: set[str] = field(default_factory=set)
+    places: set[tuple[str, int]] = field(default_factory=set)
+    yes: dict[str, str] = field(default_factory=dict)
+    """The calls that people let run, with the arguments that they saw or wrote."""
+    voters: dict[tuple[str, str], set[str]] = field(default_factory=lambda: defaultdict(set))
+    granted: Counter[str] = field(default_factory=Counter)
+    """Further calls that were let run beforehand, by frame."""
+    used: set[str] = field(default_factory=set)
+    retries: Counter[str] = field(default_factory=Counter)
+    intents: Counter[str] = field(default_factory=Counter)
+    keys: dict[str, str] = field(default_factory=dict)
+    spent: dict[str, Spent] = field(default_factory=dict)
+    turns: Counter[str] = field(default_factory=Counter)
+    closed: set[str] = field(default_factory=set)
+    """Waits that were answered for good."""
+
+
+@dataclass
+class Seen:
+    """One event and both sides of it."""
+
+    before: Continuation
+    event: ev.Event
+    after: Continuation
+    books: Books
+
+    def wait(self) -> Wait | None:
+        """The wait that the event decides."""
+        named = self.event.wait if isinstance(self.event, ev.Decided) else None
+        return next((wait for wait in pending(self.before) if wait.id == named), None)
+
+    def intended(self) -> tuple[Frame, Call] | None:
+        """The call that begins, as it stood."""
+        if not isinstance(self.event, ev.Intended):
+            return None
+        place = path(self.before.root, self.event.call.rpartition("/")[0] or "/")
+        found = [(place[-1], call) for call in place[-1].calls if call.uid == self.event.call] if place else []
+        assert found, "an intent for no call"
+        return found[0]
+
+
+def every_call(root: Frame) -> Iterator[Call]:
+    return (call for frame in frames(root) for call in frame.calls)
+
+
+# ---- the rules -------------------------------------------------------------------------------
+
+
+def rule_01_suspended_means_nothing_to_do_and_a_question(seen: Seen) -> bool:
+    state, now = seen.after, phase(AGENTS, seen.after)
+    idle = not due(AGENTS, state) and not in_flight(state, state.updated_at)
+    if state.root.ended:
+        return idle and not pending(state) and wake_at(state) is None and now != "suspended"
+    pauses = state.wait is None and any(frame.turn.not_before for frame in frames(state.root))
+    if idle and not pauses:
+        return bool(pending(state)) and now == "suspended"
+    return now == "running" and (not pauses or wake_at(state) is not None)
+
+
+def rule_02_pending_is_what_the_tree_holds(seen: Seen) -> bool:
+    def walk(place: Any) -> Iterator[str]:
+        if place.wait is not None:
+            yield place.wait.id
+        for name in {"root", "child"} & set(place.__struct_fields__):
+            yield from walk(getattr(place, name)) if getattr(place, name) is not None else ()
+        for call in getattr(place, "calls", ()):
+            yield from walk(call)
+
+    ids = [wait.id for wait in pending(seen.after)]
+    return sorted(ids) == sorted(walk(seen.after)) and len(set(ids)) == len(ids)
+
+
+def rule_03_only_authorized_calls_run_and_a_decision_changes_one(seen: Seen) -> bool:
+    if (place := seen.intended()) is not None:
+        _, call = place
+        allowed = call.gate is not None and call.gate.verdict == "allow"
+        return call.state == "authorized" and (allowed or call.uid in seen.books.yes or call.uid in seen.books.used)
+    wait = seen.wait()
+    if wait is None or wait.call is None:
+        return True
+    alive = (frame for frame in frames(seen.after.root) if not frame.ended)  # a spent budget may end a frame
+    now = {call.uid: call for frame in alive for call in frame.calls}
+    return all(
+        call == now[call.uid] or call.state == "authorized" or call.child is not None
+        for call in every_call(seen.before.root)
+        if call.uid in now and call.uid != wait.call
+    )
+
+
+def rule_04_nothing_that_is_said_decides(seen: Seen) -> bool:
+    if not isinstance(
+        seen.event, ev.Said | ev.Replied | ev.Returned | ev.ModelAsked | ev.Intended | ev.Noted | ev.Turned
+    ):
+        return True
+    left = {wait.id for wait in pending(seen.after)}
+    alive = {frame.id for frame in frames(seen.after.root) if not frame.ended}
+    heard = {signal.name for signal in seen.before.signals}
+    return all(
+        wait.id in left or wait.frame not in alive or (wait.kind == "event" and wait.about in heard)
+        for wait in pending(seen.before)
+    )
+
+
+def rule_05_what_runs_is_what_was_approved(seen: Seen) -> bool:
+    place = seen.intended()
+    if place is None:
+        return True
+    frame, call = place
+    runs = call.args if call.args_effective is None else call.args_effective
+    shown = seen.books.yes.get(call.uid, digest(call.args))
+    return digest(runs) == shown and call.tool.digest == TOOLS[frame.agent.digest][call.tool.name]
+
+
+def rule_06_a_yes_counts_once_from_the_right_people_in_time(seen: Seen) -> bool:
+    event, books = seen.event, seen.books
+    if any(wait.id in books.closed for wait in pending(seen.after)) or any(n < 0 for n in books.granted.values()):
+        return False
+    if isinstance(event, ev.Decided):
+        wait = seen.wait()
+        if wait is None or refusal(AGENTS, seen.before, event) is not None:
+            return False
+        if event.decision == "extend" and wait.kind != "budget":
+            return wait.ask.may(event.by)
+        late = wait.expires_at is not None and wait.expires_at <= event.at
+        wrong = not wait.ask.may(event.by) or (wait.ask.exclude_initiator and event.by == INITIATOR)
+        return not late and not wrong and apply(AGENTS, seen.after, event) is seen.after
+    place = seen.intended()
+    if place is None:
+        return True
+    _, call = place
+    asked = call.gate.ask if call.gate is not None else None
+    return (
+        asked is None
+        or call.uid in books.used
+        or len(books.voters[call.uid, books.yes.get(call.uid, "")]) >= asked.need
+    )
+
+
+def rule_07_a_uid_names_one_call(seen: Seen) -> bool:
+    now = [call.uid for call in every_call(seen.after.root)]
+    old = {call.uid for call in every_call(seen.before.root)}
+    return len(set(now)) == len(now) and not (set(now) - old) & seen.books.uids
+
+
+def rule_08_every_call_has_one_observation_in_order(seen: Seen) -> bool:
+    if not isinstance(seen.event, ev.ModelAsked):
+        return True
+    for frame in frames(seen.after.root):
+        if not frame.turn.sent:
+            continue
+        open_ids: list[str] = []
+        for message in frame.messages:
+            if message.role == "tool":
+                answered = [part.id for part in message.parts if hasattr(part, "error")]
+                if len(answered) != 1 or not open_ids or open_ids.pop(0) != answered[0]:
+                    return False
+            elif open_ids:
+                return False
+            else:
+                open_ids = [call.id for call in message.calls]
+        if open_ids:
+            return False
+    return True
+
+
+def rule_09_what_ran_was_intended_before(seen: Seen) -> bool:
+    if not isinstance(seen.event, ev.Returned):
+        return True
+    return seen.books.intents[seen.event.call] == seen.event.attempt
+
+
+def rule_10_another_try_is_what_the_tool_allows(seen: Seen) -> bool:
+    if isinstance(seen.event, ev.CallLost):
+        call = next((call for call in every_call(seen.after.root) if call.uid == seen.event.call), None)
+        if call is None:
+            return seen.after.root.ended
+        asks = call.wait is not None and call.wait.kind == "outcome_unknown" and call.state == "unknown"
+        return asks == (call.tool.effect == "at_most_once") and (asks or call.state == "authorized")
+    place = seen.intended()
+    if place is None:
+        return True
+    _, call = place
+    again = call.tool.effect != "at_most_once" or seen.books.retries[call.uid] >= len(call.attempts)
+    after = next((one for one in every_call(seen.after.root) if one.uid == call.uid), None)
+    if after is None:
+        return again  # with it a pool was spent, and its frame ended
+    key = after.key
+    minted = seen.books.keys.setdefault(call.uid, key or "")
+    return again and key == minted and list(seen.books.keys.values()).count(minted) == 1
+
+
+def rule_11_no_limit_is_passed(seen: Seen) -> bool:
+    state = seen.after
+    for frame in frames(state.root):
+        whole = frame.id == state.root.id
+        limits = state.limits if whole else frame.limits
+        spent = state.spent if whole else frame.spent
+        books = seen.books.spent.get(frame.id, Spent())
+        counted = ("steps", "tool_calls", "input_tokens", "output_tokens", "usd_micros", "active_ms")
+        if limits is None or any(getattr(spent, name) != getattr(books, name) for name in counted):
+            return False
+        if not frame.ended and not _within(frame, limits, spent):
+            return False
+    return True
+
+
+def _within(frame: Frame, limits: Limits, spent: Spent) -> bool:
+    sent = [one.turn.held for one in frames(frame) if one.turn.sent and not one.ended]
+    held = sum(sent, Held())
+    pairs = (
+        (limits.steps, spent.steps + len(sent)),
+        (limits.tool_calls, spent.tool_calls),
+        (limits.usd_micros, spent.usd_micros + held.usd_micros),
+        (limits.active_s if limits.on_exhaust == "fail" else None, spent.active_ms / 1000 - 1e-3),
+    )
+    return all(limit is None or used <= limit for limit, used in pairs)
+
+
+def rule_12_rules_of_suspension_count_in_the_object(seen: Seen) -> bool:
+    if not isinstance(seen.event, ev.ModelAsked):
+        return True
+    frame = path(seen.after.root, seen.event.frame)[-1:]
+    if not frame or not frame[0].turn.sent:
+        return True
+    every = AGENTS[frame[0].agent.digest].suspend.every_turns
+    return every is None or seen.books.turns[frame[0].id] < every
+
+
+def rule_13_every_event_is_in_the_chain(seen: Seen) -> bool:
+    before, after = seen.before, seen.after
+    linked = after.head == link(before.head, seen.event) and after.rev == before.rev + 1
+    return linked and after.updated_at >= before.updated_at and after.spent.active_ms >= before.spent.active_ms
+
+
+def rule_14_a_run_stays_whose_it_is(seen: Seen) -> bool:
+    def whose(state: Continuation) -> tuple[object, ...]:
+        return state.run_id, state.tenant, state.session_id, state.principal, state.root.agent, state.root.id
+
+    return whose(seen.before) == whose(seen.after) and all(
+        call.tool.digest in ("", TOOLS[frame.agent.digest].get(call.tool.name))
+        for frame in frames(seen.after.root)
+        for call in frame.calls
+    )
+
+
+def rule_15_what_is_over_or_on_hold_begins_nothing(seen: Seen) -> bool:
+    if seen.after.root.ended and not all(frame.ended for frame in frames(seen.after.root)):
+        return False
+    begins = isinstance(seen.event, ev.Intended | ev.ModelAsked) or bool(due(AGENTS, seen.after))
+    if not begins:
+        return True
+    if isinstance(seen.event, ev.Intended | ev.ModelAsked):
+        place = seen.event.frame if isinstance(seen.event, ev.ModelAsked) else seen.event.call.rpartition("/")[0] or "/"
+        above = path(seen.before.root, place)
+        return bool(above) and seen.before.wait is None and not any(frame.ended for frame in above)
+    return seen.after.wait is None and not seen.after.root.ended
+
+
+def rule_18_a_row_does_not_grow_with_the_conversation(seen: Seen) -> bool:
+    row = msgspec.json.encode(msgspec.structs.replace(seen.after, root=detach(seen.after.root), signals=(), heard=()))
+    once = all((frame, slot) not in seen.books.places for frame, slot, _ in fresh(seen.before, seen.after))
+    return once and len(row) <= ROW_BYTES_MAX + 2_000 * sum(1 for _ in every_call(seen.after.root))
+
+
+Rule = Callable[[Seen], bool]
+RULES: dict[str, Rule] = {name: rule for name, rule in list(globals().items()) if name.startswith("rule_")}
+
+
+class Broken(AssertionError):
+    """Rules that one event broke."""
+
+    def __init__(self, rules: set[str], event: ev.Event) -> None:
+        super().__init__(f"{sorted(rules)} broken by {event}")
+        self.rules = {name[:7] if name.startswith("rule_") else name for name in rules}
+
+
+# ---- the auditor -----------------------------------------------------------------------------
+
+
+class Audit:
+    """Hears every committed event, in order, and folds the journal beside the machine's own snapshot."""
+
+    def __init__(self, first: ev.Began) -> None:
+        self.state = begin(first)
+        self.books = Books()
+        self.journal: list[ev.Event] = [first]
+
+    def hear(self, event: ev.Event) -> None:
+        """Take one event. Raises Broken, with the names of all rules that it broke."""
+        before, self.state = self.state, apply(AGENTS, self.state, event)
+        assert self.state is not before, ("an event that changes nothing is in the journal", event)
+        self.journal.append(event)
+        self._count(before, event)
+        seen = Seen(before, event, self.state, self.books)
+        if broken := {name for name, rule in RULES.items() if not rule(seen)}:
+            raise Broken(broken, event)
+        self._close(before, event)
+
+    def _count(self, before: Continuation, event: ev.Event) -> None:
+        """Write down what counts for the event itself."""
+        self._age(before, event)
+        match event:
+            case ev.Replied(frame=place, message=message):
+                usage, cost = (message and message.usage) or Usage(), event.usd_micros or 0
+                self._charge(place, steps=1, input_tokens=usage.prompt, output_tokens=usage.output, usd_micros=cost)
+                self.books.turns[place] += 1
+                self._grants_used(place)
+            case ev.Intended(attempt=1, call=uid):
+                self._charge(uid.rpartition("/")[0] or "/", tool_calls=1)
+            case ev.Decided():
+                self._decided(before, event)
+
+    def _age(self, before: Continuation, event: ev.Event) -> None:
+        passed_ms = int(max(0.0, (event.at - before.updated_at).total_seconds()) * 1000)
+        busy: set[str] = set()
+        for lost in in_flight(before, before.updated_at):
+            place = lost.frame if isinstance(lost, ev.ModelLost) else lost.call.rpartition("/")[0] or "/"
+            busy |= set(_above(place))
+        for place in busy:
+            self._add(place, active_ms=passed_ms)
+
+    def _charge(self, place: str, **more: int) -> None:
+        for above in _above(place):
+            self._add(above, **more)
+
+    def _add(self, place: str, **more: int) -> None:
+        old = self.books.spent.get(place, Spent())
+        new = {name: getattr(old, name) + n for name, n in more.items()}
+        self.books.spent[place] = msgspec.structs.replace(old, **new)
+
+    def _grants_used(self, place: str) -> None:
+        """Find the calls that were let run though the policy asks, and nobody was asked."""
+        for call in every_call(self.state.root):
+            new = call.uid not in self.books.uids and call.uid.rpartition("/")[0] == place.rstrip("/")
+            asked = call.gate is not None and call.gate.verdict == "ask" and call.state != "cancelled"
+            if new and asked and (call.wait is None or call.wait.kind != "approval"):
+                self.books.granted[place] -= 1
+                self.books.used.add(call.uid)
+
+    def _decided(self, before: Continuation, event: ev.Decided) -> None:
+        wait = next((wait for wait in pending(before) if wait.id == event.wait), None)
+        if wait is None:
+            return
+        if wait.call is None:
+            self.books.turns[wait.frame] *= event.decision != "approve"
+        elif event.decision == "retry":
+            self.books.retries[wait.call] += 1
+        elif event.decision in ("approve", "edit"):
+            shown = digest(event.args) if event.decision == "edit" else wait.args_digest or ""
+            self.books.yes[wait.call] = shown
+            self.books.voters[wait.call, shown].add(event.by)
+            if event.grant is not None:
+                self.books.granted[wait.frame] += event.grant.count
+
+    def _close(self, before: Continuation, event: ev.Event) -> None:
+        """Write down what must not come again."""
+        if isinstance(event, ev.Intended):
+            self.books.intents[event.call] = event.attempt
+        open_now = {wait.id for wait in pending(self.state)}
+        self.books.closed |= {wait.id for wait in pending(before)} - open_now
+        self.books.uids |= {call.uid for call in every_call(self.state.root)}
+        self.books.places |= {(frame, slot) for frame, slot, _ in fresh(before, self.state)}
+
+
+def _above(place: str) -> list[str]:
+    """A frame and all above it."""
+    parts = place.strip("/").split("/") if place != "/" else []
+    return ["/", *("/" + "/".join(parts[: n + 1]) for n in range(len(parts)))]
