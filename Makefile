@@ -45,7 +45,7 @@ bench: setup  ## Measure, and print each figure beside its target (BENCH=--json 
 	@$(BIN)/python -m bench $(BENCH)
 
 drill: setup  ## Kill real processes at random points, at full size
-	@SOJOURN_DRILL=full $(BIN)/python -m pytest -m drill
+	@SOJOURN_DRILL=full $(BIN)/python -m pytest -m drill tests/drill tests/loop
 
 lock: setup  ## Resolve the dependencies anew (UPGRADE=--upgrade for newer versions)
 	@$(foreach lock,$(LOCKS),$(COMPILE) $(UPGRADE) $($(lock)) -o requirements/$(lock).txt >/dev/null || exit 1;)

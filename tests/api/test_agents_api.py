@@ -172,3 +172,10 @@ async def test_when_it_stops_is_part_of_a_version_and_may_be_said_of_a_run(api: 
     assert (
         await api.post("/v1/agents", {"name": "x", "model": "sim:one", "suspend": {"every_turns": 0}})
     ).status == 422
+
+
+async def test_a_sub_agents_own_limit_of_money_needs_prices(api: Served) -> None:
+    poor = {"name": "poor", "model": "sim:unpriced", "limits": {"usd": "1.00"}}
+    assert (await api.post("/v1/agents", poor)).status == 201
+    reply = await api.post("/v1/runs", {"input": "go", "model": "sim:one", "tools": [{"agent": "poor"}]})
+    assert (reply.status, reply.code) == (422, "budget.no_price")

@@ -59,6 +59,15 @@ async def test_no_money_is_limited_where_nobody_knows_the_price(api: Served, pla
     assert (await api.post(f"/v1/approvals/{question}", body)).status == 202
 
 
+@pytest.mark.parametrize("seconds", ["1e300", "inf", "nan", "-1"])
+async def test_no_time_to_come_is_a_bug(api: Served, player: Player, seconds: str) -> None:
+    await waiting(api, player, **EXPIRES)
+    reply = await api.get("/v1/approvals", params={"expires_within_s": seconds})
+    assert (reply.status, reply.code, reply.pointer) == (422, "request.invalid", "/expires_within_s")
+    (one,) = (await api.get("/v1/approvals", params={"expires_within_s": "1e9"})).json["data"]
+    assert one["expires_at"] is not None
+
+
 # ---- webhooks --------------------------------------------------------------------------------
 
 

@@ -98,3 +98,11 @@ async def test_no_schema_keeps_the_server_from_others_while_it_is_checked(api: S
     assert (reply.status, reply.code) == (422, "tool.schema")
     assert reply.pointer.startswith("/tools/1/schema")
     assert time.thread_time() - began < BUSY_S
+
+
+async def test_no_policy_keeps_a_worker_from_its_other_runs(api: Served) -> None:
+    rule = {"tool": "shell", "verdict": "deny", "when": [{"argument": "command", "like": "*" + "?" * 400 + "b"}]}
+    body = {"name": "clerk", "model": "sim:one", "policy": {"rules": [rule] * 3}}
+    reply = await api.post("/v1/agents", body)
+    assert (reply.status, reply.code, reply.pointer) == (422, "request.invalid", "/policy/rules")
+    assert (await api.post("/v1/agents", {**body, "policy": {"rules": [rule] * 2}})).status == 201

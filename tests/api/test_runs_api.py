@@ -84,6 +84,18 @@ async def test_a_message_reaches_the_run_in_its_inbox(api: Served, player: Playe
     assert [message.text for message in play.state.root.messages] == [GOAL["input"], "Be brief."]
 
 
+async def test_a_message_may_interrupt_the_reply_that_is_being_made(api: Served, player: Player) -> None:
+    run_id = await api.start()
+    play = await player.take(run_id)
+    play.asked()
+    await play.commit(release="queued")
+    body = {"input": "Stop that.", "interrupt": True}
+    assert (await api.post(f"/v1/runs/{run_id}/messages", body)).status == 202
+    play = await player.take(run_id)
+    assert (play.state.root.turn.sent, play.state.root.turn.attempt) == (False, 2)
+    assert play.state.root.messages[-1].text == "Stop that."
+
+
 async def test_lists_go_page_by_page_and_can_be_filtered(api: Served, player: Player) -> None:
     made = [await api.start({"labels": {"n": str(n)}}) for n in range(5)]
     await (await player.take(made[0])).finish()

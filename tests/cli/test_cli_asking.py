@@ -68,7 +68,7 @@ async def test_a_no_has_a_reason_and_an_agents_question_takes_a_line(api: Script
         await terminal.shows(PROMPT)
         terminal.press("n not on a Friday\n")
         await terminal.shows("/reject WHY refuses): ")
-        assert screen(terminal.text)[-4:-1] == ["Which colour?", "- blue", "- red"]
+        assert screen(terminal.text)[-4:-1] == ["  Which colour?", "  - blue", "  - red"]
         terminal.press("the blue one\n")
         assert await terminal.end() == 0
     no, answer = (api.asked(f"POST /v1/approvals/{name}")[0].json for name in ("run_1.aa", "run_1.bb"))
@@ -171,7 +171,7 @@ async def test_a_question_that_is_cut_is_shown_whole_before_it_is_asked(api: Scr
         await terminal.shows(PROMPT)
         shown = screen(terminal.text)
         assert "  … 200 characters more (sojourn approvals run_1.aa shows all)" in shown
-        assert shown[-41:-1] == lines
+        assert shown[-41:-1] == ["  " + line for line in lines]
         terminal.press("skip\n")
         assert await terminal.end() == 7
 

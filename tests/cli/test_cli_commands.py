@@ -206,6 +206,8 @@ async def test_cancel_goes_on_after_one_that_is_not_there(api: ScriptedApi, sojo
 
 async def test_say_sends_a_message(api: ScriptedApi, sojourn: Console):
     api.answers["POST /v1/runs/run_1/messages"] = {"accepted": True}
+    assert (await sojourn("say", "run_1", "stop that", "--interrupt")).code == 0
+    assert api.seen[-1].json == {"input": "stop that", "interrupt": True}
     assert (await sojourn("say", "run_1", "and faster")).code == 0
     assert api.seen[-1].json == {"input": "and faster"}
 

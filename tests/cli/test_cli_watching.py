@@ -327,6 +327,15 @@ async def test_parallel_calls_name_the_one_that_came_back(api: ScriptedApi, sojo
     ]
 
 
+async def test_a_call_that_was_answered_in_its_place_is_not_waited_for(api: ScriptedApi, sojourn: Console):
+    run = api.run()
+    run.event("agent.tool_use", call="/0.0", tool="ask_user", arguments=json.dumps({"question": "Why?"}))
+    run.event("model.request_started", frame="/", step=1, attempt=1, model="openai:x")
+    tool_call(run, "/1.0", "ls", "a.txt")
+    run.finish("Done.")
+    assert (await sojourn("logs", run.id)).out.splitlines()[:4] == ["→ ask_user Why?", "→ shell ls", "  a.txt", "Done."]
+
+
 async def test_run_json_is_one_document_and_nothing_else(api: ScriptedApi, sojourn: Console):
     run = api.run()
     tool_call(run, "c1", "ls", "a.txt")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 from tests.loop.exported_runs import SECRET, Tree, agent, call, every_wait, export, home, nested, sealed
@@ -17,8 +18,9 @@ from sojourn.loop.agent import Suspend, Tool, digest
 from sojourn.loop.budget import Limits, Spent
 from sojourn.loop.continuation import Continuation, pending
 from sojourn.loop.messages import Image, Native, ToolCall
-from sojourn.loop.moving import reading
+from sojourn.loop.moving import reading, values
 from sojourn.loop.moving.adoption import imported
+from sojourn.loop.policy import Asking, Condition, Policy, Rule, gate
 
 INJECTED = '{"type":"object"},"model":"the dearest"'
 NAIVE, FAR = datetime(2026, 1, 1), datetime(9999, 12, 31, tzinfo=UTC)  # noqa: DTZ001
@@ -80,7 +82,34 @@ def test_a_schema_that_is_more_than_one_is_refused(schema: str) -> None:
 
 def test_limits_of_an_agent_that_overflow_are_refused() -> None:
     assert refusal(waiting(limits=Limits(active_s=1e300))).code == "continuation.unreadable"
-    assert refusal(waiting(suspend=Suspend(after_active_s=1e300))).code == "continuation.unreadable"
+    with pytest.raises(msgspec.ValidationError):  # such a version cannot even be named
+        waiting(suspend=Suspend(after_active_s=1e300))
+
+
+CHOICE = Condition(argument="a", one_of=(1,) * 10_001)
+WILD = Condition(argument="a", like="*" + "?" * 400 + "b")
+HEAVY = {
+    "rules": Policy(rules=(Rule("look", "deny"),) * 501),
+    "conditions": Policy(rules=(Rule("look", "deny", when=(Condition(argument="a", like="b"),) * 500),)),
+    "wildcards": Policy(rules=(Rule("look", "deny", when=(WILD, WILD, WILD)),)),
+    "choices": Policy(rules=(Rule("look", "deny", when=(CHOICE,)),)),
+    "names": Policy(rules=(Rule("x" * 100_001, "deny", ask=Asking(approvers=("boss",))),)),
+    "people": Policy(ask=Asking(approvers=("*" * 1001,))),
+}
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_a_policy_that_keeps_a_worker_from_its_other_runs_is_refused(name: str) -> None:
+    assert refusal(waiting(policy=HEAVY[name])).code == "continuation.unreadable"
+
+
+def test_the_longest_policy_judges_a_long_call_in_time() -> None:
+    rule = Rule("look", "deny", when=(Condition(argument="a", like="*" + "?" * 198 + "b"),))
+    longest = Policy(rules=(rule,) * 5)
+    assert not values.heavy(longest)
+    began = time.thread_time()
+    gate(longest, "look", {"a": "a" * 200_000})
+    assert time.thread_time() - began < BUSY_S
 
 
 def test_more_blobs_than_one_import_can_write_are_refused() -> None:

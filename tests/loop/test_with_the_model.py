@@ -13,6 +13,7 @@ from sojourn.loop.continuation import Compaction, Continuation, detach, fresh
 from sojourn.loop.machine import due
 from sojourn.loop.messages import Message, Reasoning, Text, Usage, said
 from sojourn.loop.policy import Asking, Condition, Policy, Rule
+from sojourn.loop.step.calls import CALLS_MAX
 
 
 def test_user_message_while_suspended_goes_to_the_inbox() -> None:
@@ -152,3 +153,17 @@ def test_a_result_without_a_message_is_an_empty_observation() -> None:
     assert run.tell(ev.Returned(at=run.at(), call="/0.0", attempt=1, message=None, failed=True))
     assert [message.role for message in run.root.messages] == ["user", "assistant", "tool"]
     assert run.state.updated_at < T0 + timedelta(seconds=9)
+
+
+def test_a_reply_with_hundreds_of_calls_runs_so_many_of_them() -> None:
+    run = Run()
+    run.reply(*(call("look", id=f"c{n}") for n in range(CALLS_MAX + 3)))
+    assert [one.state for one in run.root.calls] == ["authorized"] * CALLS_MAX + ["failed"] * 3
+    result = run.root.calls[-1].result
+    assert result is not None and "At most 128 calls" in result.parts[0].text  # type: ignore[union-attr]
+
+
+def test_the_reason_of_a_hold_hides_nothing() -> None:
+    run = Run()
+    assert run.tell(ev.Paused(at=run.at(), by="ann", reason="see \u202egnp.exe"))
+    assert run.state.wait is not None and run.state.wait.title == "ann put the run on hold. see \\u202egnp.exe"

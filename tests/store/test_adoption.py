@@ -60,7 +60,7 @@ async def test_an_adopted_run_is_there_as_a_whole(database: Database, name: str)
         row = await runs.get(conn, run_id)
         assert (row.status, row.seq, row.input, row.labels) == (new.status, 1, "go\ufffd", {"team": "a"})
         assert (row.waits, row.steps, row.usage) == (pending(state), state.spent.steps, state.spent.usage)
-        assert row.usd_micros == state.spent.usd_micros
+        assert (row.usd_micros or 0) == state.spent.usd_micros
         assert await runs.events(conn, run_id) == [(1, new.event)]
         assert (await runs.source(conn, run_id)).continuation == state
         assert await runs.verify_chain(conn, run_id)

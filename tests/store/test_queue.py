@@ -274,3 +274,18 @@ async def test_workers_that_are_long_gone_are_forgotten_but_not_their_runs(datab
         await engine.execute("update worker set seen_at = now() - interval '1 hour'")
         assert len(await queue.steal(database, 15)) == 1
         assert await engine.fetchval("select count(*) from worker") == 0
+
+
+async def test_a_run_whose_workers_die_again_and_again_rests_at_random(database: Database) -> None:
+    caller = await enter(database)
+    for _ in range(30):
+        await submit(database, caller)
+    async with hired(database, "dead"), database.engine() as engine:
+        for claims, soon in ((1, True), (2, True), (5, False)):
+            await engine.execute("update run set due_at = now(), claims = $1", claims - 1)
+            assert len(await queue.claim(database, "dead", 30)) == 30
+            await engine.execute("update worker set seen_at = now() - interval '1 minute'")
+            assert len(await queue.steal(database, 15)) == 30
+            rests = await engine.fetchval("select array_agg(due_at - now() > interval '10 ms') from run")
+            assert rests == [False] * 30 if soon else rests.count(True) > 15
+            assert await engine.fetchval("select max(due_at - now()) < interval '33 seconds' from run")

@@ -1,5 +1,6 @@
 """Waits as a caller sees them, over HTTP: between a question and its answer every worker is killed with -9."""
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -13,7 +14,7 @@ from tests.worker.restarted import Company, asks, company, plays
 
 from sojourn.models.simulator.script import Call, Script
 
-LONG = "echo begun >> log; for i in 1 2 3 4 5 6; do sleep 0.2; done; cat log"
+LONG = "echo begun >> log; for i in 1 2 3 4 5 6 7 8; do sleep 0.2; done; cat log"
 TRIP = tuple((Call("ship", {"to": f"place {n}"}),) for n in range(5))
 PLACES = [f"ship place {n}" for n in range(5)]
 SCRIPT = Script(
@@ -80,7 +81,9 @@ async def test_a_question_that_nobody_answers_is_escalated_and_then_rejected_by_
     how = {"approvers": ["boss"], "expires_s": 0.5, "on_expire": "escalate", "escalate_to": ["director"]}
     agent = {"model": "openai:payer", "tools": ["charge"], "policy": asks("charge", **how)}
     run_id = await here.run(agent=agent, input="go")
-    await here.asked(run_id, "approval")
+    async with asyncio.timeout(60):
+        while not await here.of(run_id, "approval.requested"):  # noqa: ASYNC110 (a worker asks)
+            await asyncio.sleep(0.02)
     await here.restart()
     await finished(here, run_id)
     asked = await here.of(run_id, "approval.requested")

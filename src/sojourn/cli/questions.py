@@ -54,6 +54,10 @@ def shown(wait: Json) -> str:
     return cut(body(wait), DISPLAY_LINES, DISPLAY_CHARS, whole=f"sojourn approvals {wait['approval']} shows all")
 
 
+def indented(text: str) -> str:
+    return "\n".join("  " + line for line in text.split("\n"))
+
+
 def headline(wait: Json) -> str:
     """Its title, marked where somebody must answer."""
     return ("… " if wait["kind"] in ("event", "client_tool") or sleeps(wait) else "? ") + one_line(wait["title"], 200)
@@ -135,7 +139,7 @@ class Desk:
         try:
             seen = {**wait, **self.client.get(path)}
             if not alone or wait["wait"] not in self._shown or body(seen) != shown(wait):
-                self.screen.line(body(seen))
+                self.screen.line(indented(body(seen)))
             said = _heard(self.screen, seen)
             if said is None:
                 return False

@@ -67,6 +67,9 @@ class View:
                 self._tool_use(item)
             case "agent.tool_result":
                 self._tool_result(item)
+            case "model.request_started":  # whatever came of the calls before, nothing of them is to come
+                below = item["frame"].rstrip("/") + "/"
+                self._calls = {call: label for call, label in self._calls.items() if not call.startswith(below)}
             case "model.request_finished" if item.get("error"):
                 self._model_failed(item)
             case "approval.requested":
@@ -149,7 +152,7 @@ class View:
         if item["kind"] != "hold":  # that was told already
             self._line(item, questions.headline(item), "yellow")
         body = questions.shown(item)
-        self._line(item, "\n".join("  " + line for line in (*(body.split("\n") if body else ()), questions.how(item))))
+        self._line(item, questions.indented(f"{body}\n{questions.how(item)}" if body else questions.how(item)))
 
     def _decided(self, item: dict[str, Any]) -> None:
         several = len(self._open) > 1

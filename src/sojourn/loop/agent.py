@@ -58,7 +58,7 @@ class Suspend(Plain, frozen=True, kw_only=True):
     """When an agent stops before its next model call, until somebody says that it may go on."""
 
     every_turns: Annotated[int, Meta(ge=1)] | None = None
-    after_active_s: Annotated[float, Meta(gt=0)] | None = None
+    after_active_s: Annotated[float, Meta(gt=0, le=31_536_000)] | None = None
     """Seconds during which something of the run was in flight, counted anew after each stop."""
     at: Annotated[datetime, Meta(tz=True)] | None = None
     """Once, at the first step that ends after this time."""

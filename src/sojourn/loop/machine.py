@@ -264,7 +264,7 @@ def _attempt(
 
 
 def _hold(continuation: Continuation, event: ev.Paused) -> Continuation:
-    title = f"{event.by} put the run on hold. {event.reason}".rstrip()
+    title = waits.visible(f"{event.by} put the run on hold. {event.reason}".rstrip())
     wait = waits.question("hold", f"run?{continuation.waits}", frame="/", at=event.at, title=title)
     return replace(continuation, wait=wait, waits=continuation.waits + 1)
 

@@ -110,6 +110,8 @@ select id, fence from run where lease_worker = $1
 """
 
 # A restart of the server frees all locks: until a worker has taken its lock again, only its heartbeats count.
+# A run whose workers die again and again rests for a while, at random: the one that kills them then dies alone, and
+# those that were only held beside it are not taken for it.
 STEAL = f"""
 with dead as materialized (
     select id from worker
@@ -119,7 +121,8 @@ with dead as materialized (
     select r.tenant, r.id from run r join dead on r.lease_worker = dead.id
     for no key update of r skip locked
 )
-update run r set status = 'queued', lease_worker = null, due_at = now()
+update run r set status = 'queued', lease_worker = null,
+    due_at = now() + make_interval(secs => case when claims < 3 then 0 else random() * power(2, least(claims, 6)) end)
 from stranded s where r.tenant = s.tenant and r.id = s.id
 returning r.id
 """

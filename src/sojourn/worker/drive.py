@@ -139,6 +139,7 @@ class Drive:
             raise LeaseLost
         if self.broken is not None:
             raise self.broken
+        self._ask()
         self._turn()
         if self.leaving is None:
             for effect in due(self.agents, self.state):
@@ -146,8 +147,8 @@ class Drive:
                 self._take([self._announcement(effect)])
                 if self.state is not before:
                     self.starting.append(effect)
+            self._ask()
             self._turn()
-        self._ask()
 
     def _announcement(self, effect: Effect) -> ev.Event:
         at = self.parts.now()

@@ -18,6 +18,7 @@ from sojourn.errors import Invalid
 from sojourn.loop.agent import Agent, Tool, digest
 from sojourn.loop.budget import Limits
 from sojourn.loop.messages import Usage
+from sojourn.loop.moving import values
 from sojourn.loop.policy import Policy
 
 SubAgent = Callable[[str, str], Awaitable[Agent]]
@@ -191,7 +192,13 @@ def _check_schemas(tools: Sequence[str | ToolSpec]) -> None:
 
 
 def _answerable(policy: Policy) -> None:
-    """Raise Invalid for a rule that says nothing, or a question that could let a call pass unseen."""
+    """Raise Invalid for a rule that says nothing, a question that could let a call pass unseen, or far too many."""
+    if values.heavy(policy):
+        raise Invalid(
+            f"A policy has at most {values.CONDITIONS_MAX} rules and conditions, {values.WILDCARDS_MAX} wildcards and "
+            f"{values.CHOICES_MAX} choices in all.",
+            pointer="/policy/rules",
+        )
     asking = [("/policy/ask", policy.ask)]
     for i, rule in enumerate(policy.rules):
         asking += [(f"/policy/rules/{i}/ask", rule.ask)] if rule.ask else []

@@ -35,9 +35,9 @@ class Inbox(Page, frozen=True, forbid_unknown_fields=True, kw_only=True):
         None
     )
     mine: Annotated[bool, Meta(description="Only what you may answer, and have not approved yet.")] = False
-    expires_within_s: Annotated[float, Meta(gt=0, description="Only what runs out within so many seconds.")] | None = (
-        None
-    )
+    expires_within_s: (
+        Annotated[float, Meta(gt=0, le=10**9, description="Only what runs out within so many seconds.")] | None
+    ) = None
 
 
 async def page(ask: Ask[None, Inbox]) -> Answer:

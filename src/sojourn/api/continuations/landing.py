@@ -133,7 +133,8 @@ def _need_here(parts: Api, continuation: Continuation, agents: Mapping[str, Agen
                 raise Invalid(f"This server has no tool named {tool.name!r}.", code="tool.unknown", pointer="/agents")
             detail = f"Here {tool.name} is {here.effect}, and the run is pinned to {tool.effect}."
             raise Invalid(detail, code="tool.changed", pointer="/agents")
-    if working and continuation.limits.usd_micros is not None:
+    bounds = (continuation.limits, *(agent.limits for agent in agents.values()))
+    if working and any(one.usd_micros is not None for one in bounds):
         specs.need_price(parts, list(agents.values()))
 
 

@@ -181,6 +181,8 @@ class ApprovalResolved(Seen, frozen=True, kw_only=True, tag="approval.resolved")
     decision: str
     by: str
     reason: str = ""
+    text: str = ""
+    """What the agent reads in the tool's place."""
 
 
 class SignalReceived(Seen, frozen=True, kw_only=True, tag="signal.received"):

@@ -58,6 +58,7 @@ def project(run_id: str, agent: Agent | None, seq: int, event: ev.Event) -> Iter
                 decision=event.decision,
                 by=event.by,
                 reason=event.reason,
+                text=event.text,
             )
         case ev.Asked(waits=waits):
             yield from (_question(here, run_id, wait) for wait in waits)

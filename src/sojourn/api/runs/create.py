@@ -54,7 +54,7 @@ async def create(ask: Ask[Any, Any], connection: Connection, wanted: CreateRun) 
         message=message,
     )
     below = await _below(connection, agent)
-    if event.limits.usd_micros is not None:
+    if any(limits.usd_micros is not None for limits in (event.limits, *(one.limits for one in below))):
         specs.need_price(parts, (agent, *below))
     new = NewRun(
         event=event,

@@ -100,7 +100,7 @@ async def say(ask: Ask[shapes.Say, None]) -> Answer:
 
     async def work(connection: Connection) -> Answer:
         message = await heard(ask, connection, ask.parts.new_id("msg"), ask.body.input)
-        await runs.post(connection, run_id, Said(at=ask.parts.now(), message=message))
+        await runs.post(connection, run_id, Said(at=ask.parts.now(), message=message, interrupt=ask.body.interrupt))
         return Answer(status=202, body=shapes.Heard(accepted=True), rings=mailed(run_id))
 
     return await once(ask, work)

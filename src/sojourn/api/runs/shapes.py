@@ -83,6 +83,8 @@ class Say(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """A message to a run that goes on; it is heard before the next model call."""
 
     input: Input
+    interrupt: bool = False
+    """Give up the model call that is in flight, and make it again with the message."""
 
 
 class Heard(msgspec.Struct, frozen=True, kw_only=True):

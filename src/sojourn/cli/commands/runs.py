@@ -100,7 +100,8 @@ def logs(args: Namespace, shell: Shell) -> int:
 
 def say(args: Namespace, shell: Shell) -> int:
     """Send a message to a run that goes on; its agent reads it before its next reply."""
-    answer = shell.client().post(f"/v1/runs/{segment(args.run)}/messages", {"input": args.message})
+    body = {"input": args.message, **({"interrupt": True} if args.interrupt else {})}
+    answer = shell.client().post(f"/v1/runs/{segment(args.run)}/messages", body)
     shell.print_json(answer) if args.json else shell.out.line(f"{args.run} will read it before its next step")
     return OK
 
@@ -154,7 +155,14 @@ COMMANDS = {
     "say": Command(
         "Send a message to a run that goes on",
         say,
-        flags=(RUN, flag("message", metavar="MESSAGE", help="what its agent should read"), JSON),
+        flags=(
+            RUN,
+            flag("message", metavar="MESSAGE", help="what its agent should read"),
+            flag(
+                "--interrupt", action="store_true", help="give up the reply that is being made, and ask for a new one"
+            ),
+            JSON,
+        ),
         examples=('sojourn say run_01J... "Only the last three years, please"',),
     ),
     "cancel": Command(

@@ -20,6 +20,8 @@ from sojourn.loop.step.waits import arguments, ask, asked, bound, parsed, visibl
 
 DEPTH_MAX = 16
 """How deep frames may be nested below the root."""
+CALLS_MAX = 128
+"""So many calls of one reply are looked at."""
 SLEEP_S_MAX = 366 * 86_400.0
 
 Agents = Mapping[str, Agent]
@@ -42,6 +44,8 @@ def open_call(agents: Agents, frame: Frame, event: Replied, index: int) -> tuple
         tool=_bind(tool) if tool else ToolRef(request.name, "", "read", "server"),
         args=request.arguments or ("" if message.stop == "length" else "{}"),
     )
+    if index >= CALLS_MAX:
+        return frame, close(call, "failed", f"At most {CALLS_MAX} calls fit into one reply. This one was not run.")
     if tool is None:
         names = ", ".join(t.name for t in agent.tools) or "none"
         return frame, close(call, "failed", f"There is no tool named {request.name!r}. The tools are: {names}.")

@@ -125,7 +125,7 @@ async def _write(conn: Connection, new: AdoptedRun) -> None:
         usage.cache_write,
         usage.output,
         usage.reasoning,
-        whole.spent.usd_micros,
+        whole.spent.usd_micros if whole.spent.usd_micros or not usage.prompt else None,  # no price, no cost
     )
     (first,) = rows([event], 1, ())
     await conn.execute(JOURNAL, event.run_id, first.seq, first.at, first.kind, first.event)
