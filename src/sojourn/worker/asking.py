@@ -104,7 +104,7 @@ def _shown(effect: CallModel) -> tuple[Message, ...]:
 
 async def _fitted(parts: Parts, place: Place, effect: CallModel, asked: Request, *, room: int) -> Request:
     """The request with a shorter telling, where it passes the window's first share; the journal hears of it."""
-    if input_tokens(asked) <= window.TRIGGER * room:
+    if _small(asked, room) or input_tokens(asked) <= window.TRIGGER * room:
         return asked
     beside = beside_tokens(asked.system, asked.tools)
     found = window.reduction(
@@ -118,6 +118,16 @@ async def _fitted(parts: Parts, place: Place, effect: CallModel, asked: Request,
     place.note(event)
     log.info("context.compacted", extra={"run": place.run_id, "frame": effect.frame, "upto": event.compaction.upto})
     return replace(asked, messages=window.shown(effect.messages, event.compaction, effect.goal))
+
+
+def _small(asked: Request, room: int) -> bool:
+    """Whether the last reply's count and what came since leave so much room that the rest need not be looked at."""
+    since = 0
+    for message in reversed(asked.messages):
+        if message.usage is not None:
+            return 2 * (message.usage.prompt + message.usage.output + since) <= window.TRIGGER * room
+        since += message_tokens(message)
+    return False
 
 
 # ---- the summary -----------------------------------------------------------------------------

@@ -33,7 +33,8 @@ TASK = (
 async def agent(parts: Api, spec: Spec, *, name: str, version: int, sub_agent: SubAgent) -> Agent:
     """Make the version that a spec describes; its sub-agents are pinned by digest. Raises Invalid with a pointer."""
     models = _models(parts, spec)
-    await asyncio.to_thread(_check_schemas, spec.tools)
+    if any(isinstance(tool, ToolSpec) and tool.schema is not None for tool in spec.tools):
+        await asyncio.to_thread(_check_schemas, spec.tools)
     tools = [await _tool(parts, wanted, f"/tools/{i}", sub_agent) for i, wanted in enumerate(spec.tools)]
     _distinct(tools)
     _answerable(spec.policy)

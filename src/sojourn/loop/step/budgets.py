@@ -6,6 +6,7 @@ limit together, however many sub-agents run at once.
 
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from functools import cached_property
 from math import ceil, inf
 
 from msgspec.structs import replace
@@ -21,17 +22,32 @@ from sojourn.loop.step.waits import ask_frame
 
 
 class Pool:
-    """The limits of one frame and all below it, and what is left of them while effects are handed out."""
+    """The limits of one frame and all below it, and what is left of them while effects are handed out.
+
+    It is made for every event; what only some ask for is counted when they do.
+    """
 
     def __init__(self, frame: Frame, limits: Limits, spent: Spent) -> None:
         self.frame, self.limits, self.spent = frame, limits, spent
-        asked = [one.turn for one in frames(frame) if one.turn.sent]
-        self.held = sum((turn.held for turn in asked), Held())
-        self.steps = inf if limits.steps is None else limits.steps - spent.steps - len(asked)
-        self.tool_calls = inf if limits.tool_calls is None else limits.tool_calls - spent.tool_calls
+
+    @cached_property
+    def held(self) -> Held:
+        return sum((one.turn.held for one in frames(self.frame) if one.turn.sent), Held())
+
+    @cached_property
+    def steps(self) -> float:
+        asked = sum(one.turn.sent for one in frames(self.frame))
+        return inf if self.limits.steps is None else self.limits.steps - self.spent.steps - asked
+
+    @cached_property
+    def tool_calls(self) -> float:
+        return inf if self.limits.tool_calls is None else self.limits.tool_calls - self.spent.tool_calls
 
     def room(self, room: Room) -> Room:
         """The room that this pool leaves of `room`."""
+        limits = self.limits
+        if limits.input_tokens is None and limits.output_tokens is None and limits.usd_micros is None:
+            return room
         return room.under(self.limits, self.spent, self.held)
 
 
@@ -200,6 +216,8 @@ def announced(continuation: Continuation, event: ModelAsked, frame: Frame) -> Co
 
     None where room may come back with the calls that are in flight; else the pool is exhausted.
     """
+    if event.held == Held():
+        return continuation
     pools = next(pools for one, pools in walk(continuation) if one.id == frame.id)
     for pool in pools:
         limit = pool.room(Room()).lacks(event.held)

@@ -104,9 +104,12 @@ class _Portions(Payload):
         return b"".join(self._value).decode(encoding, errors)
 
     async def write(self, writer: AbstractStreamWriter) -> None:
+        written = 0
         for portion in _portions(self._value):
+            if written:
+                await asyncio.sleep(0)
             await writer.write(portion)
-            await asyncio.sleep(0)
+            written += len(portion)
 
 
 def _portions(pieces: Sequence[bytes]) -> Iterator[memoryview]:
