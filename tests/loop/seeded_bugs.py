@@ -137,7 +137,7 @@ BUGS = {
     "one yes is for all calls alike": Bug({"rule_03"}, decisions, "put", decides_the_siblings_too),
     "words approve": Bug({"rule_04", "rule_01"}, budgets, "settle", obeys_what_is_said),
     "an edit is shown and not run": Bug({"rule_05", "rule_06"}, decisions, "_edited", lambda _, frame, call, at: call),
-    "anybody may answer": Bug({"rule_06"}, decisions, "_wrong_person", lambda *_: None),
+    "anybody may answer": Bug({"rule_06"}, decisions, "wrong_person", lambda *_: None),
     "an answer may come late": Bug({"rule_06"}, decisions, "refusal", takes_late_answers),
     "a grant is never used up": Bug({"rule_06"}, calls, "_use_grant", uses_a_grant_for_ever),
     "a frame's questions have the names of its call's": Bug({"rule_06"}, waits, "ask_frame", asks_in_the_calls_name),

@@ -18,9 +18,9 @@ from sojourn.loop.agent import Suspend, Tool, digest
 from sojourn.loop.budget import Limits, Spent
 from sojourn.loop.continuation import Continuation, pending
 from sojourn.loop.messages import Image, Native, ToolCall
-from sojourn.loop.moving import reading, values
+from sojourn.loop.moving import reading
 from sojourn.loop.moving.adoption import imported
-from sojourn.loop.policy import Asking, Condition, Policy, Rule, gate
+from sojourn.loop.policy import Asking, Condition, Policy, Rule, gate, heavy
 
 INJECTED = '{"type":"object"},"model":"the dearest"'
 NAIVE, FAR = datetime(2026, 1, 1), datetime(9999, 12, 31, tzinfo=UTC)  # noqa: DTZ001
@@ -106,7 +106,7 @@ def test_a_policy_that_keeps_a_worker_from_its_other_runs_is_refused(name: str) 
 def test_the_longest_policy_judges_a_long_call_in_time() -> None:
     rule = Rule("look", "deny", when=(Condition(argument="a", like="*" + "?" * 198 + "b"),))
     longest = Policy(rules=(rule,) * 5)
-    assert not values.heavy(longest)
+    assert not heavy(longest)
     began = time.thread_time()
     gate(longest, "look", {"a": "a" * 200_000})
     assert time.thread_time() - began < BUSY_S

@@ -70,6 +70,24 @@ async def submit(db: Database, caller: Caller, text: str = "go", *, session_id: 
     return new.event.run_id
 
 
+def words(text: str = "more") -> ev.Said:
+    return ev.Said(at=AT, message=said(text, text))
+
+
+async def post(database: Database, caller: Caller, run_id: str, event: ev.Said | ev.Cancelled) -> None:
+    async with database.scoped(caller.handle) as conn:
+        await runs.post(conn, run_id, event)
+
+
+async def status(database: Database, caller: Caller, run_id: str) -> str:
+    async with database.scoped(caller.handle) as conn:
+        return (await runs.get(conn, run_id)).status
+
+
+def soon() -> datetime:
+    return datetime.now(UTC) + timedelta(hours=1)
+
+
 def asked(frame: int) -> ev.ModelAsked:
     return ev.ModelAsked(at=AT + timedelta(seconds=frame), frame="/", step=frame, attempt=1, model="sim:a")
 

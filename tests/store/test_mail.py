@@ -2,43 +2,22 @@
 
 import asyncio
 import random
-from datetime import UTC, datetime, timedelta
 
 import pytest
 from msgspec.structs import replace
-from scripted_runs import AT, Hand, asked, blocked, enter, hired, submit
+from scripted_runs import Hand, asked, blocked, enter, hired, post, soon, status, submit, words
 
 from sojourn.errors import Conflict, LeaseLost, NotFound, Unreadable
-from sojourn.loop import events as ev
-from sojourn.loop.messages import said
 from sojourn.store import commits, queue, runs
 from sojourn.store.db import Database
-from sojourn.store.rows import Principal, Release
-
-
-def words(text: str = "more") -> ev.Said:
-    return ev.Said(at=AT, message=said(text, text))
-
-
-async def post(database: Database, caller: Principal, run_id: str, event: ev.Said | ev.Cancelled) -> None:
-    async with database.scoped(caller.handle) as conn:
-        await runs.post(conn, run_id, event)
-
-
-async def status(database: Database, caller: Principal, run_id: str) -> str:
-    async with database.scoped(caller.handle) as conn:
-        return (await runs.get(conn, run_id)).status
-
-
-async def soon() -> datetime:
-    return datetime.now(UTC) + timedelta(hours=1)
+from sojourn.store.rows import Release
 
 
 async def test_mail_wakes_a_run_that_nobody_holds(database: Database) -> None:
     caller = await enter(database)
     async with hired(database) as worker:
         run_id = await submit(database, caller)
-        await (await worker.take_one()).commit(release=Release(status="suspended", due_at=await soon()))
+        await (await worker.take_one()).commit(release=Release(status="suspended", due_at=soon()))
         await post(database, caller, run_id, words())
         assert await status(database, caller, run_id) == "queued"
         claimed = (await queue.claim(database, worker.id, 1))[0]
@@ -111,7 +90,7 @@ async def test_mail_that_races_with_a_release_is_never_missed(database: Database
             mail = (await queue.mail(database, [(caller.tenant, run_id)])).get(run_id, [])
             read += len(mail)
             commit = hand.prepare(*(event for _, event in mail), inbox=[id for id, _ in mail])
-            commit = replace(commit, release=Release(status="suspended", due_at=await soon()))
+            commit = replace(commit, release=Release(status="suspended", due_at=soon()))
             first, second = [worker.committer.commit(commit), post(database, caller, run_id, words(str(round_)))]
             if draw.random() < 0.5:
                 first, second = second, first

@@ -2,38 +2,17 @@
 
 import asyncio
 from collections import Counter
-from datetime import UTC, datetime, timedelta
 
 import pytest
 from msgspec.structs import replace
-from scripted_runs import AGENT, AT, asked, enter, hired, intended, replied, returned, submit
+from scripted_runs import AGENT, AT, asked, enter, hired, intended, replied, returned, soon, submit
 
 from sojourn.errors import LeaseLost, MissingPin
 from sojourn.loop import events as ev
 from sojourn.loop.agent import Agent, Tool, digest
-from sojourn.loop.messages import said
 from sojourn.store import queue, runs
 from sojourn.store.db import Database
-from sojourn.store.rows import Principal, Release
-
-
-def words(text: str = "more") -> ev.Said:
-    return ev.Said(at=AT, message=said(text, text))
-
-
-async def post(database: Database, caller: Principal, run_id: str, event: ev.Said | ev.Cancelled) -> None:
-    async with database.scoped(caller.handle) as conn:
-        await runs.post(conn, run_id, event)
-
-
-async def status(database: Database, caller: Principal, run_id: str) -> str:
-    async with database.scoped(caller.handle) as conn:
-        return (await runs.get(conn, run_id)).status
-
-
-async def soon() -> datetime:
-    return datetime.now(UTC) + timedelta(hours=1)
-
+from sojourn.store.rows import Release
 
 # ---- claims ----------------------------------------------------------------------------------
 
@@ -76,7 +55,7 @@ async def test_a_run_is_not_claimed_before_its_time(database: Database, given: s
     caller = await enter(database)
     async with hired(database) as worker:
         run_id = await submit(database, caller)
-        due_at = await soon()
+        due_at = soon()
         await (await worker.take_one()).commit(release=Release(status=given, due_at=due_at))
         assert await worker.take() == []
         assert await queue.next_due(database) == due_at

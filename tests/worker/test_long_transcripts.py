@@ -7,7 +7,6 @@ from msgspec.structs import replace
 from tests.worker.inside import Caller, Thinker, agent, working
 
 from sojourn.loop import events as ev
-from sojourn.loop.agent import Tool
 from sojourn.loop.budget import Limits
 from sojourn.loop.messages import Message, Source, Text, ToolResult, Usage
 from sojourn.models.estimate import input_tokens
@@ -55,7 +54,7 @@ class Digger(Thinker):
 
 def digger(**fields: object):  # type: ignore[no-untyped-def]
     made = agent("dig")
-    return replace(made, tools=(replace(dig.definition),), system="Dig.", **fields)
+    return replace(made, tools=(dig.definition,), system="Dig.", **fields)
 
 
 def small(worker: Worker, tokens: int) -> None:
@@ -117,7 +116,3 @@ async def test_a_reply_is_bounded_by_what_is_left(database: Database) -> None:
     assert (first.params.max_output_tokens, second.params.max_output_tokens) == (1_000, 995)
     asked = [event.held for event in await caller.events(run_id) if isinstance(event, ev.ModelAsked)]
     assert asked[0].output_tokens == 1_000 and asked[0].input_tokens > 0
-
-
-def test_the_tool_is_one() -> None:
-    assert isinstance(dig.definition, Tool)

@@ -35,10 +35,18 @@ class CallModel(Plain, frozen=True, kw_only=True, tag="call_model"):
             at=at, frame=self.frame, step=self.step, attempt=self.attempt, model=self.model, held=held or Held()
         )
 
-    def replied(self, at: datetime, message: Message, *, usd_micros: int | None = None) -> Replied:
+    def replied(
+        self, at: datetime, message: Message, *, usd_micros: int | None = None, first_token_ms: int | None = None
+    ) -> Replied:
         """Say what the model answered."""
         return Replied(
-            at=at, frame=self.frame, step=self.step, attempt=self.attempt, message=message, usd_micros=usd_micros
+            at=at,
+            frame=self.frame,
+            step=self.step,
+            attempt=self.attempt,
+            message=message,
+            usd_micros=usd_micros,
+            first_token_ms=first_token_ms,
         )
 
     def erred(

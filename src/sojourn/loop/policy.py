@@ -13,6 +13,9 @@ from msgspec import Meta
 
 from sojourn.loop.messages import Plain
 
+CONDITIONS_MAX, WILDCARDS_MAX, CHOICES_MAX, PATTERNS_CHARS_MAX = 500, 1000, 10_000, 100_000
+"""Of one policy, which is gone through for every call: each wildcard may look at the whole of a long argument."""
+
 Verdict = Literal["allow", "ask", "deny"]
 OnExpire = Literal["keep", "reject", "fail", "resume", "escalate"]
 Scalar = str | int | float | bool | None
@@ -100,6 +103,20 @@ def gate(policy: Policy, tool: str, args: Mapping[str, Any]) -> Gate:
             reason = rule.reason or f"the policy says {rule.verdict} for {rule.tool}"
             return Gate(rule.verdict, reason, (rule.ask or policy.ask) if rule.verdict == "ask" else None)
     return Gate(policy.otherwise, "", policy.ask if policy.otherwise == "ask" else None)
+
+
+def heavy(policy: Policy) -> bool:
+    """Whether judging a call by the policy could keep a worker from its other runs."""
+    conditions = [condition for rule in policy.rules for condition in rule.when]
+    askings = [policy.ask, *(rule.ask for rule in policy.rules if rule.ask is not None)]
+    patterns = [condition.like or "" for condition in conditions] + [rule.tool for rule in policy.rules]
+    patterns += [pattern for asking in askings for pattern in (*asking.approvers, *asking.escalate_to)]
+    return (
+        len(policy.rules) + len(conditions) > CONDITIONS_MAX
+        or sum(pattern.count(mark) for pattern in patterns for mark in "*?[") > WILDCARDS_MAX
+        or sum(map(len, patterns)) > PATTERNS_CHARS_MAX
+        or sum(len(condition.one_of or ()) for condition in conditions) > CHOICES_MAX
+    )
 
 
 def _find(args: Any, path: str) -> tuple[bool, Any]:

@@ -7,6 +7,7 @@ since is estimated.
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from types import MappingProxyType
+from typing import NamedTuple
 
 from sojourn.loop.agent import Params
 from sojourn.loop.budget import Held
@@ -39,15 +40,28 @@ def input_tokens(request: Request) -> int:
 
     A count of twice what the messages look like was made before they were shortened, and tells nothing.
     """
-    messages = request.messages
-    each = [message_tokens(message, request.blobs) for message in messages]
-    whole = beside_tokens(request.system, request.tools) + sum(each)
-    for place, message in reversed(tuple(enumerate(messages))):
-        if message.usage and message.source and family(message.source.model) == family(request.model):
-            since = sum(each[place + 1 :])
-            counted = message.usage.prompt + message.usage.output
-            return counted + since if counted <= 2 * (whole - since) else whole
+    each = sum(message_tokens(message, request.blobs) for message in request.messages)
+    whole = beside_tokens(request.system, request.tools) + each
+    if (found := counted(request)) is not None and found.then <= 2 * (whole - found.since):
+        return found.then + found.since
     return whole
+
+
+class Counted(NamedTuple):
+    """What the provider counted `then`, prompt and reply, and an estimate of what came `since`."""
+
+    then: int
+    since: int
+
+
+def counted(request: Request) -> Counted | None:
+    """Find the last count of this family of models, without a look at what came before it; None where there is none."""
+    since = 0
+    for message in reversed(request.messages):
+        if message.usage and message.source and family(message.source.model) == family(request.model):
+            return Counted(message.usage.prompt + message.usage.output, since)
+        since += message_tokens(message, request.blobs)
+    return None
 
 
 def output_tokens(params: Params) -> int:

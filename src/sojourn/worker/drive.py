@@ -254,6 +254,8 @@ class Drive:
 
     def _start(self, *, reads_only: bool) -> None:
         """Perform what was announced: everything once that is committed, and what only reads while it is."""
+        if not self.starting:
+            return
         alive = self._alive()
         announced, self.starting = [effect for effect in self.starting if _key(effect) in alive], []
         for effect in announced:
@@ -281,7 +283,7 @@ class Drive:
 
     def _stop_abandoned(self) -> None:
         """End what still runs for attempts that no answer can reach any more: cancelled, failed or over budget."""
-        for key in self.running.keys() - self._alive():
+        for key in self.running.keys() - self._alive() if self.running else ():
             effect, task = self.running.pop(key)
             task.cancel()
             self.stopping.append(asyncio.create_task(stop(self.parts, self.place, effect)))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sojourn.loop.events import Noted
+from sojourn.loop.events import Compacted, Noted
 from sojourn.models.model import Models
 from sojourn.models.prices import Prices
 from sojourn.sandboxes.sandbox import Provider, Spec
@@ -47,7 +47,7 @@ class Place:
     user: str
     session_id: str
     claimed: Claimed
-    note: Callable[[Noted], None]
+    note: Callable[[Noted | Compacted], None]
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)
     used: list[datetime] = field(default_factory=list)
     """Holds the time from which the session was used, once its files are known to be here."""

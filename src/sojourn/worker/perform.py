@@ -18,7 +18,7 @@ from sojourn.loop import events as ev
 from sojourn.loop.agent import Agent, Tool
 from sojourn.loop.continuation import Failure
 from sojourn.loop.effects import CallModel, CallTool, Effect
-from sojourn.loop.messages import Message, observed
+from sojourn.loop.messages import Message
 from sojourn.models.attachments import attachments, fits
 from sojourn.models.model import Delta, ModelFailed, Request
 from sojourn.sandboxes.sandbox import Sandbox
@@ -64,8 +64,6 @@ async def _call_model(parts: Parts, place: Place, agent: Agent, effect: CallMode
             if error.kind != "too_long":
                 raise
             return await _stream(parts, place, await request(parts, place, agent, effect, tighter=True), effect)
-    except ModelFailed as error:
-        failure, retry, after_s = Failure(error.code, str(error)), error.retry, error.retry_after_s
     except SojournError as error:
         failure, retry, after_s = Failure(error.code, str(error)), error.retry, error.retry_after_s
     except Exception:
@@ -73,15 +71,7 @@ async def _call_model(parts: Parts, place: Place, agent: Agent, effect: CallMode
         failure = Failure("sojourn.bug", "The call failed inside Sojourn; the log has the cause.")
         retry, after_s = False, None
     log.info("model.failed", extra={"run": place.run_id, "model": effect.model, "code": failure.code})
-    return ev.ModelErred(
-        at=parts.now(),
-        frame=effect.frame,
-        step=effect.step,
-        attempt=effect.attempt,
-        error=failure,
-        retry=retry,
-        retry_after_s=after_s,
-    )
+    return effect.erred(parts.now(), failure, retry=retry, retry_after_s=after_s)
 
 
 async def _stream(parts: Parts, place: Place, asked: Request, effect: CallModel) -> ev.Replied:
@@ -101,12 +91,9 @@ async def _stream(parts: Parts, place: Place, asked: Request, effect: CallModel)
                 _show(parts, place, effect, item)
     if message is None:
         raise ModelFailed("protocol", "The adapter gave no message.", retry=True)
-    return ev.Replied(
-        at=parts.now(),
-        frame=effect.frame,
-        step=effect.step,
-        attempt=effect.attempt,
-        message=message,
+    return effect.replied(
+        parts.now(),
+        message,
         usd_micros=parts.prices.cost_micros(effect.model, message.usage) if message.usage else None,
         first_token_ms=round((first - began).total_seconds() * 1000) if first else None,
     )
@@ -151,13 +138,7 @@ class CallContext:
 async def _call_tool(parts: Parts, place: Place, agent: Agent, effect: CallTool) -> ev.Returned:
     outcome = await _run(parts, place, agent, effect)
     text = await told(parts, place, outcome.text)
-    return ev.Returned(
-        at=parts.now(),
-        call=effect.call,
-        attempt=effect.attempt,
-        message=observed(effect.call, effect.provider_id, text, error=outcome.failed),
-        failed=outcome.failed,
-    )
+    return effect.returned(parts.now(), text, failed=outcome.failed)
 
 
 async def _run(parts: Parts, place: Place, agent: Agent, effect: CallTool) -> Outcome:

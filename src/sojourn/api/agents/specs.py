@@ -18,8 +18,7 @@ from sojourn.errors import Invalid
 from sojourn.loop.agent import Agent, Tool, digest
 from sojourn.loop.budget import Limits
 from sojourn.loop.messages import Usage
-from sojourn.loop.moving import values
-from sojourn.loop.policy import Policy
+from sojourn.loop.policy import CHOICES_MAX, CONDITIONS_MAX, WILDCARDS_MAX, Policy, heavy
 
 SubAgent = Callable[[str, str], Awaitable[Agent]]
 """The live version of an agent by name; the second argument points at who asked. Raises Invalid."""
@@ -194,10 +193,10 @@ def _check_schemas(tools: Sequence[str | ToolSpec]) -> None:
 
 def _answerable(policy: Policy) -> None:
     """Raise Invalid for a rule that says nothing, a question that could let a call pass unseen, or far too many."""
-    if values.heavy(policy):
+    if heavy(policy):
         raise Invalid(
-            f"A policy has at most {values.CONDITIONS_MAX} rules and conditions, {values.WILDCARDS_MAX} wildcards and "
-            f"{values.CHOICES_MAX} choices in all.",
+            f"A policy has at most {CONDITIONS_MAX} rules and conditions, {WILDCARDS_MAX} wildcards and "
+            f"{CHOICES_MAX} choices in all.",
             pointer="/policy/rules",
         )
     asking = [("/policy/ask", policy.ask)]

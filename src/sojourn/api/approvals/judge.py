@@ -5,19 +5,18 @@ one answer, the opposite one conflicts, and what is refused changes nothing.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 
 from sojourn.api import schemas
 from sojourn.api.approvals.shapes import Noted
-from sojourn.api.route import Answer, Ask
+from sojourn.api.route import Answer
 from sojourn.api.runs.routes import mailed
 from sojourn.errors import AlreadyDecided, Conflict, Forbidden, Invalid, NotWaiting, Refused
 from sojourn.loop.agent import Tool
-from sojourn.loop.continuation import Call, Wait, path, pending
-from sojourn.loop.events import Decided
-from sojourn.loop.step.decisions import refusal
+from sojourn.loop.continuation import Call, Wait
+from sojourn.loop.events import Decided, Paused, Signalled
+from sojourn.loop.step import decisions
 from sojourn.store import runs
 from sojourn.store.db import Connection
 
@@ -41,24 +40,28 @@ REFUSALS: Mapping[str, tuple[type[Refused], str | None]] = {
 
 def open_wait(asked: runs.Asked, wait_id: str) -> Wait | None:
     """The wait of that id, where it is open."""
-    return next((wait for wait in pending(asked.continuation) if wait.id == wait_id), None)
+    return decisions.open_wait(asked.continuation, wait_id)
 
 
 def call_of(asked: runs.Asked, wait: Wait) -> tuple[Call, Tool | None]:
     """The call that a wait is about, and its tool."""
-    frame = path(asked.continuation.root, wait.frame)[-1]
-    call = next(call for call in frame.calls if call.uid == wait.call)
+    frame, call = decisions.place(asked.continuation, wait)
     return call, asked.agents[frame.agent.digest].tool(call.tool.name)
 
 
-async def post(ask: Ask[Any, Any], connection: Connection, asked: runs.Asked, event: Decided) -> Answer:
+async def noted(connection: Connection, run_id: str, event: Decided | Paused | Signalled) -> Answer:
+    """Put something into a run's inbox, and say so."""
+    await runs.post(connection, run_id, event)
+    return Answer(status=202, body=Noted(accepted=True), rings=mailed(run_id))
+
+
+async def post(connection: Connection, asked: runs.Asked, event: Decided) -> Answer:
     """Put an answer into the run's inbox. Raises the refusal that fits."""
     run_id = asked.continuation.run_id
-    refused = refusal(asked.agents, asked.continuation, event)
+    refused = decisions.refusal(asked.agents, asked.continuation, event)
     if refused is None:
         _fits_schema(asked, event)
-        await runs.post(connection, run_id, event)
-        return Answer(status=202, body=Noted(accepted=True), rings=mailed(run_id))
+        return await noted(connection, run_id, event)
     before = [
         one for one in (*await runs.decided(connection, run_id, event.wait), *asked.mail) if one.wait == event.wait
     ]

@@ -29,7 +29,7 @@ async def send(ask: Ask[ToolResult, None]) -> Answer:
             text=body.output if body.error is None else body.error,
             failed=body.error is not None,
         )
-        return await judge.post(ask, connection, asked, event)
+        return await judge.post(connection, asked, event)
 
     return await once(ask, work)
 

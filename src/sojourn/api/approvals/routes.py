@@ -22,6 +22,8 @@ from sojourn.identity import scopes
 from sojourn.loop.budget import Limits
 from sojourn.loop.continuation import Wait, WaitKind, path
 from sojourn.loop.events import Decided, NewGrant
+from sojourn.loop.step.decisions import wrong_person
+from sojourn.loop.step.waits import arguments
 from sojourn.store import runs
 from sojourn.store.db import Connection
 from sojourn.store.rows import RunPage
@@ -57,11 +59,7 @@ def _wanted(ask: Ask[None, Inbox], initiator: str, wait: Wait) -> bool:
     query, user = ask.query, ask.principal.user
     if (wait.kind != query.kind) if query.kind is not None else (wait.kind not in shapes.PEOPLE):
         return False
-    if query.mine and not (
-        wait.ask.may(user)
-        and not (wait.ask.exclude_initiator and user == initiator)
-        and all(vote.by != user for vote in wait.votes)
-    ):
+    if query.mine and wrong_person(wait, user, initiator, "approve") is not None:
         return False
     if query.expires_within_s is None:
         return True
@@ -81,7 +79,7 @@ async def get(ask: Ask[None, None]) -> Answer:
     if wait is None:
         raise NotWaiting("Nobody waits for this answer any more.")
     call, tool = judge.call_of(asked, wait) if wait.call is not None else (None, None)
-    effective = (call.args_effective or call.args) if call else None
+    effective = arguments(call) if call else None
     seen = shapes.detail(
         run,
         wait,
@@ -120,7 +118,7 @@ async def decide(ask: Ask[shapes.Decide, None]) -> Answer:
             limits=_raised(ask, asked, wait_id),
             expires_at=body.expires_at if body.decision == "extend" else None,
         )
-        return await judge.post(ask, connection, asked, event)
+        return await judge.post(connection, asked, event)
 
     return await once(ask, work)
 

@@ -4,7 +4,6 @@ from sojourn.api.approvals import judge
 from sojourn.api.approvals.shapes import Noted
 from sojourn.api.http.once import once
 from sojourn.api.route import Answer, Ask, Route
-from sojourn.api.runs.routes import mailed
 from sojourn.api.runs.shapes import Reason
 from sojourn.errors import NotWaiting
 from sojourn.loop.events import Decided, Paused
@@ -18,8 +17,7 @@ async def hold(ask: Ask[Reason, None]) -> Answer:
 
     async def work(connection: Connection) -> Answer:
         event = Paused(at=ask.parts.now(), by=ask.principal.user, reason=ask.body.reason)
-        await runs.post(connection, run_id, event)
-        return Answer(status=202, body=Noted(accepted=True), rings=mailed(run_id))
+        return await judge.noted(connection, run_id, event)
 
     return await once(ask, work)
 
@@ -35,7 +33,7 @@ async def resume(ask: Ask[Reason, None]) -> Answer:
         event = Decided(
             at=ask.parts.now(), wait=wait.id, by=ask.principal.user, decision="approve", reason=ask.body.reason
         )
-        return await judge.post(ask, connection, asked, event)
+        return await judge.post(connection, asked, event)
 
     return await once(ask, work)
 

@@ -11,14 +11,13 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from sojourn.api.approvals import judge
 from sojourn.api.approvals.shapes import Noted
 from sojourn.api.http.once import once
 from sojourn.api.route import Answer, Ask, Route
-from sojourn.api.runs.routes import mailed
 from sojourn.errors import TooLarge, Unauthenticated
 from sojourn.loop.continuation import Signal
 from sojourn.loop.events import Signalled
-from sojourn.store import runs
 from sojourn.store.db import Connection
 from sojourn.store.runs import hooks
 
@@ -62,7 +61,7 @@ async def signal(ask: Ask[Happened, None]) -> Answer:
     event = _event(ask, body.id or ask.parts.new_id("sig"), body.name, body.data)
 
     async def work(connection: Connection) -> Answer:
-        return await _post(connection, ask.names["run_id"], event)
+        return await judge.noted(connection, ask.names["run_id"], event)
 
     return await once(ask, work)
 
@@ -81,7 +80,7 @@ async def deliver(ask: Ask[Delivered, None]) -> Answer:
     event = _event(ask, f"hook:{message_id}", ask.body.type, ask.body.data)
     handle = await _verified(ask, run_id, message_id)
     async with ask.parts.database.scoped(handle) as connection:
-        answer = await _post(connection, run_id, event)
+        answer = await judge.noted(connection, run_id, event)
     for channel, id_ in answer.rings:
         ask.parts.doorbell.ring(channel, (id_,))
     return answer
@@ -122,11 +121,6 @@ def _event(ask: Ask[Any, Any], id_: str, name: str, data: Any) -> Signalled:
     if len(text.encode(errors="replace")) > DATA_BYTES_MAX:
         raise TooLarge(f"An event's data is larger than {DATA_BYTES_MAX} bytes.", pointer="/data")
     return Signalled(at=ask.parts.now(), signal=Signal(id=id_, name=name, data=text))
-
-
-async def _post(connection: Connection, run_id: str, event: Signalled) -> Answer:
-    await runs.post(connection, run_id, event)
-    return Answer(status=202, body=Noted(accepted=True), rings=mailed(run_id))
 
 
 ROUTES = (

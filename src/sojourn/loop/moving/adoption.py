@@ -32,7 +32,7 @@ from sojourn.loop.messages import Message, Plain
 from sojourn.loop.policy import gate
 from sojourn.loop.step.calls import Agents
 from sojourn.loop.step.ending import settle
-from sojourn.loop.step.waits import arguments, ask, bound, parsed, shown, visible
+from sojourn.loop.step.waits import arguments, ask, bind, may_run, parsed, visible
 
 
 class Home(Plain, frozen=True, kw_only=True):
@@ -124,7 +124,7 @@ def _asked(agents: Agents, frame: Frame, call: Call, at: datetime) -> Call:
         return call
     if call.child is not None:
         return replace(call, child=_unallowed(agents, call.child, at))
-    title = f"May {frame.agent.name} run {call.tool.name}?"
+    title = may_run(frame, call)
     if call.wait is not None:
         asked = call.wait.kind in ("approval", "outcome_unknown")
         call = replace(call, wait=_rendered(call, call.wait, title))
@@ -142,14 +142,8 @@ def _asked(agents: Agents, frame: Frame, call: Call, at: datetime) -> Call:
 
 def _rendered(call: Call, wait: Wait, title: str) -> Wait:
     """The question without votes, as we put it: whoever exported it may have shown something else than would run."""
-    return replace(
-        wait,
-        title=visible(title if wait.kind == "approval" else wait.title),
-        display=shown(arguments(call)),
-        args_digest=bound(call),
-        tool_digest=call.tool.digest,
-        votes=(),
-    )
+    title = visible(title if wait.kind == "approval" else wait.title)
+    return replace(bind(wait, call), title=title, votes=())
 
 
 def _unvoted(wait: Wait | None) -> Wait | None:

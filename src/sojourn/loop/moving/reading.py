@@ -24,7 +24,7 @@ from sojourn.loop.moving import values
 from sojourn.loop.moving.document import ISSUER, Export, canonical, pinned, referred
 from sojourn.loop.moving.versions import Json, upgraded
 from sojourn.loop.step.calls import DEPTH_MAX
-from sojourn.loop.step.waits import ALLOWED, parsed
+from sojourn.loop.step.waits import ALLOWED, arguments, parsed
 
 JSON_DEPTH_MAX = 80
 """Sixteen frames below the root take 52 levels, and what stands in a frame no more than ten."""
@@ -178,7 +178,7 @@ def _stands(agent: Agent, frame: Frame, call: Call, index: int) -> bool:
     return (
         tool is not None
         and call.tool == ToolRef(tool.name, digest(tool), tool.effect, tool.executor)
-        and _is_object(call.args if call.args_effective is None else call.args_effective)
+        and _is_object(arguments(call))
         and call.state in ("waiting", "unknown", "authorized", "intent")
         and (call.wait is not None) == (call.state in ("waiting", "unknown"))
         and (call.state != "intent" or bool(call.attempts))

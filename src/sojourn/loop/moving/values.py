@@ -1,7 +1,7 @@
 """Single values that no run of ours holds: they would stop a worker, or say more than they seem to.
 
-`reading` asks once an export's signature was verified, and the API about the policies that it is given. The rule: what
-is calculated with here can be calculated with, and what is put into somebody's JSON as it is, is JSON itself.
+`reading` asks once an export's signature was verified. The rule: what is calculated with here can be calculated with,
+and what is put into somebody's JSON as it is, is JSON itself.
 """
 
 from collections.abc import Iterator
@@ -14,13 +14,11 @@ from sojourn.loop.budget import Limits
 from sojourn.loop.continuation import frames
 from sojourn.loop.messages import Native, ToolCall
 from sojourn.loop.moving.document import Export, messages
-from sojourn.loop.policy import Policy
+from sojourn.loop.policy import heavy
 
 INTEGER_MAX = 2**53
 YEARS = range(1970, 9000)
 SECONDS_MAX = 10**9
-CONDITIONS_MAX, WILDCARDS_MAX, CHOICES_MAX, PATTERNS_CHARS_MAX = 500, 1000, 10_000, 100_000
-"""Of one policy, which is gone through for every call: each wildcard may look at the whole of a long argument."""
 
 
 def wrong(export: Export) -> str | None:
@@ -35,20 +33,6 @@ def wrong(export: Export) -> str | None:
     if not all(_is_json(text, kind) for text, kind in _raw(export)):
         return "a tool's schema, or what a provider said in its own way"
     return None
-
-
-def heavy(policy: Policy) -> bool:
-    """Whether judging a call by the policy could keep a worker from its other runs."""
-    conditions = [condition for rule in policy.rules for condition in rule.when]
-    askings = [policy.ask, *(rule.ask for rule in policy.rules if rule.ask is not None)]
-    patterns = [condition.like or "" for condition in conditions] + [rule.tool for rule in policy.rules]
-    patterns += [pattern for asking in askings for pattern in (*asking.approvers, *asking.escalate_to)]
-    return (
-        len(policy.rules) + len(conditions) > CONDITIONS_MAX
-        or sum(pattern.count(mark) for pattern in patterns for mark in "*?[") > WILDCARDS_MAX
-        or sum(map(len, patterns)) > PATTERNS_CHARS_MAX
-        or sum(len(condition.one_of or ()) for condition in conditions) > CHOICES_MAX
-    )
 
 
 def _leaves(value: object) -> Iterator[Any]:

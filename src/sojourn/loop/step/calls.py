@@ -16,7 +16,7 @@ from sojourn.loop.continuation import Attempt, Call, CallState, Frame, ToolRef, 
 from sojourn.loop.events import Replied, Returned
 from sojourn.loop.messages import observed, said
 from sojourn.loop.policy import Asking, gate
-from sojourn.loop.step.waits import arguments, ask, asked, bound, parsed, visible
+from sojourn.loop.step.waits import arguments, ask, asked, bound, may_run, parsed, visible
 
 DEPTH_MAX = 16
 """How deep frames may be nested below the root."""
@@ -67,8 +67,7 @@ def _judge(frame: Frame, call: Call, at: datetime) -> tuple[Frame, Call]:
         case "ask":
             granted = _use_grant(frame, call, at)
             if granted is None:
-                title = f"May {frame.agent.name} run {call.tool.name}?"
-                return frame, ask(call, "approval", frame=frame.id, at=at, title=title)
+                return frame, ask(call, "approval", frame=frame.id, at=at, title=may_run(frame, call))
             frame = granted
     return frame, authorize(call)
 

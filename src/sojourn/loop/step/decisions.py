@@ -15,6 +15,7 @@ from sojourn.loop.budget import Limits, exhausted
 from sojourn.loop.continuation import (
     Call,
     Continuation,
+    Decision,
     Failure,
     Frame,
     Grant,
@@ -30,7 +31,7 @@ from sojourn.loop.policy import gate
 from sojourn.loop.step.calls import Agents, authorize, close
 from sojourn.loop.step.ending import failed
 from sojourn.loop.step.tree import at_frame, put, with_call
-from sojourn.loop.step.waits import anew, asked, bound, escalated, parsed, shown
+from sojourn.loop.step.waits import anew, asked, bind, bound, escalated, parsed
 
 GRANTS_MAX = 64
 
@@ -39,22 +40,29 @@ GRANTS_MAX = 64
 
 def refusal(agents: Agents, continuation: Continuation, event: Decided) -> Failure | None:
     """Why this decision is not taken, with a code of its own; None where it is."""
-    wait = next((wait for wait in pending(continuation) if wait.id == event.wait), None)
+    wait = open_wait(continuation, event.wait)
     if wait is None:
         return Failure("run.not_waiting", "Nobody waits for this answer any more.")
     if event.decision not in wait.allowed:
         return Failure("approval.not_allowed", f"This takes one of: {', '.join(wait.allowed)}.")
     if over(wait, event.at) and not (event.decision == "extend" and wait.ask.on_expire == "keep"):
         return Failure("approval.expired", "The time to answer is over.")
-    return _wrong_person(continuation, wait, event) or _wrong_content(agents, continuation, wait, event)
+    initiator = continuation.principal.user
+    return wrong_person(wait, event.by, initiator, event.decision) or _wrong_content(agents, continuation, wait, event)
 
 
-def _wrong_person(continuation: Continuation, wait: Wait, event: Decided) -> Failure | None:
-    if not wait.ask.may(event.by):
+def open_wait(continuation: Continuation, id: str) -> Wait | None:
+    """The wait of that id, where it is open."""
+    return next((wait for wait in pending(continuation) if wait.id == id), None)
+
+
+def wrong_person(wait: Wait, by: str, initiator: str, decision: Decision) -> Failure | None:
+    """Why this user may not answer so; None where nothing is against it."""
+    if not wait.ask.may(by):
         return Failure("approval.not_yours", f"Only these may answer: {', '.join(wait.ask.approvers)}.")
-    if wait.ask.exclude_initiator and event.by == continuation.principal.user:
+    if wait.ask.exclude_initiator and by == initiator:
         return Failure("approval.initiator", "The user that the run acts for may not answer: ask somebody else.")
-    if event.decision == "approve" and any(vote.by == event.by for vote in wait.votes):
+    if decision == "approve" and any(vote.by == by for vote in wait.votes):
         return Failure("approval.voted", "You approved it already; somebody else must, too.")
     return None
 
@@ -68,7 +76,7 @@ def _wrong_content(agents: Agents, continuation: Continuation, wait: Wait, event
         return _wrong_extension(continuation, wait, event)
     if wait.call is None:
         return None
-    frame, call = _place(continuation, wait)
+    frame, call = place(continuation, wait)
     tool = agents[frame.agent.digest].tool(call.tool.name)
     if tool is None or (wait.tool_digest or call.tool.digest) != digest(tool):
         return Failure("approval.other_tool", "The tool is not the one that was asked about.")
@@ -104,7 +112,8 @@ def _wrong_edit(agents: Agents, frame: Frame, call: Call, args: str | None) -> F
     return None
 
 
-def _place(continuation: Continuation, wait: Wait) -> tuple[Frame, Call]:
+def place(continuation: Continuation, wait: Wait) -> tuple[Frame, Call]:
+    """The call that an open wait is about, and its frame."""
     frame = path(continuation.root, wait.frame)[-1]
     return frame, next(call for call in frame.calls if call.uid == wait.call)
 
@@ -114,9 +123,9 @@ def _place(continuation: Continuation, wait: Wait) -> tuple[Frame, Call]:
 
 def decide(agents: Agents, continuation: Continuation, event: Decided) -> Continuation | None:
     """The run with one wait answered; None where the answer is refused."""
-    if refusal(agents, continuation, event) is not None:
+    wait = open_wait(continuation, event.wait)
+    if wait is None or refusal(agents, continuation, event) is not None:
         return None
-    wait = next(wait for wait in pending(continuation) if wait.id == event.wait)
     if wait.kind == "hold":
         return replace(continuation, wait=None)
     if event.limits is not None and wait.about is not None and event.decision == "extend":
@@ -209,7 +218,7 @@ def _edited(agents: Agents, frame: Frame, call: Call, event: Decided) -> Call:
     call = replace(call, args_effective=args)
     verdict = gate(agents[frame.agent.digest].policy, call.tool.name, parsed(args))
     call = replace(call, gate=verdict if verdict.verdict == "ask" else call.gate)
-    return replace(call, wait=replace(wait, args_digest=bound(call), display=shown(args), votes=()))
+    return replace(call, wait=replace(bind(wait, call), votes=()))
 
 
 def _granted(frame: Frame, call: Call, wait: Wait, event: Decided) -> Frame:

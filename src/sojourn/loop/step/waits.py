@@ -40,16 +40,19 @@ ALLOWED: Mapping[WaitKind, tuple[Decision, ...]] = {
 def ask(call: Call, kind: WaitKind, *, frame: str, at: datetime, title: str) -> Call:
     """Open a question about a call, bound to the tool and the arguments that would run."""
     wait = question(kind, f"{call.uid}?{call.waits}", frame=frame, at=at, title=title)
-    wait = replace(
-        wait,
-        call=call.uid,
-        display=shown(arguments(call)),
-        args_digest=bound(call),
-        tool_digest=call.tool.digest,
-        ask=_asking(call, kind),
-    )
+    wait = replace(bind(wait, call), call=call.uid, ask=_asking(call, kind))
     state: CallState = "unknown" if kind == "outcome_unknown" else "waiting"
     return replace(call, state=state, waits=call.waits + 1, wait=_until(wait, at))
+
+
+def bind(wait: Wait, call: Call) -> Wait:
+    """The question, bound to what would run, and shown as that."""
+    return replace(wait, display=shown(arguments(call)), args_digest=bound(call), tool_digest=call.tool.digest)
+
+
+def may_run(frame: Frame, call: Call) -> str:
+    """The title of the question whether a call may run."""
+    return f"May {frame.agent.name} run {call.tool.name}?"
 
 
 def _asking(call: Call, kind: WaitKind) -> Asking:
