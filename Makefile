@@ -1,6 +1,8 @@
 # `make help` lists the targets. Everything is done in .venv; a target sets up what it needs.
 
 VENV := .venv
+# Tests that run side by side: they mostly wait for processes, so two for each core.
+LANES ?= 4
 BIN := $(VENV)/bin
 CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11
 PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
@@ -28,18 +30,17 @@ demo: setup  ## An agent on real data; its worker is killed in the middle and th
 demo-local-model: setup $(VENV)/.local-model  ## One tool call by a small real model, offline
 	@$(BIN)/python -m demo.local_model
 
-test: setup examples  ## Run all tests
-	@$(BIN)/python -m pytest
+test: setup examples coverage  ## Run all tests; those of loop/ must cover all of it
+	@$(BIN)/python -m pytest --numprocesses $(LANES) --ignore tests/loop
 
-check: setup coverage  ## Format, lint, types, coverage of loop/, layout, fresh locks
+check: setup  ## Format, lint, types, layout, fresh locks
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_layout.py tests/test_locks.py
 
-coverage: setup
-	$(BIN)/coverage run --branch --source=sojourn.loop --data-file=$(VENV)/.coverage -m pytest tests/loop
-	$(BIN)/coverage report --data-file=$(VENV)/.coverage --fail-under=100 --show-missing --skip-covered
+coverage: setup  ## The tests of loop/, and that they cover every branch of it
+	@$(BIN)/python -m pytest --numprocesses $(LANES) --cov=sojourn.loop --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=100 tests/loop
 
 bench: setup  ## Measure, and print each figure beside its target (BENCH=--json for a machine)
 	@$(BIN)/python -m bench $(BENCH)

@@ -104,7 +104,7 @@ async def test_json_travels_as_bytes(database: Database) -> None:
 
 
 async def test_a_busy_pool_says_so_in_time(server: Dsns) -> None:
-    options = Options(connections_max=1, acquire_timeout_s=0.05)
+    options = Options(connections_max=1, acquire_timeout_s=2)
     async with await connect(server, options) as database, database.engine():
         with pytest.raises(StoreUnavailable, match="all connections are busy"):
             async with database.engine():
