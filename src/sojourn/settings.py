@@ -35,6 +35,8 @@ class Provider(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     key_required: bool = True
     tool_mode: Literal["native", "json_schema"] = "native"
     headers: dict[str, str] = {}
+    calls_max: Count | None = None
+    """Calls that all workers together have on their way at once; the others wait."""
     cache_key: bool = False
     """It takes `prompt_cache_key`, which sends requests that begin alike to one cache."""
 
@@ -78,7 +80,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     file_requests_waiting_max: Count = 32
     """Requests for sessions' files of one process that wait for a sandbox to open; more are refused with 503."""
     queued_runs_max: Count = 1000
-    """Runs of one tenant that wait for a worker; more are refused with 429."""
+    """Runs of one tenant that wait for a worker; more are refused with 429. `sojourn tenants set` overrules it."""
+    tenant_runs_max: Count | None = None
+    """Runs of one tenant that workers hold at once; the others wait. `sojourn tenants set` overrules it."""
     stream_clients_max: Count = 2000
     """Open event streams of one process."""
     stream_life_s: Seconds = 900.0
@@ -196,6 +200,7 @@ def _endpoints(settings: Settings, env: Mapping[str, str]) -> tuple[Endpoint, ..
             key_required=provider.key_required,
             headers=provider.headers,
             tool_mode=provider.tool_mode,
+            calls_max=provider.calls_max,
             cache_key=provider.cache_key or provider.base_url.startswith("https://api.openai.com"),
             time_outs=settings.model_time_outs,
         )
@@ -207,4 +212,13 @@ def _known(env: Mapping[str, str], name: Literal["openai", "anthropic"], default
     """A provider that the environment describes; a server of your own behind its URL may need no key."""
     url = env.get(f"{name.upper()}_BASE_URL")
     key_env = f"{name.upper()}_API_KEY"
-    return Provider(dialect=name, base_url=url or default_url, api_key_env=key_env, key_required=not url)
+    calls_max = env.get(f"{name.upper()}_CALLS_MAX")
+    if calls_max is not None and not (calls_max.isascii() and calls_max.isdecimal() and int(calls_max)):
+        raise Invalid(f"{name.upper()}_CALLS_MAX is a number from 1 on, not {calls_max!r}.", code="settings.invalid")
+    return Provider(
+        dialect=name,
+        base_url=url or default_url,
+        api_key_env=key_env,
+        key_required=not url,
+        calls_max=int(calls_max) if calls_max else None,
+    )

@@ -15,7 +15,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -40,10 +40,12 @@ from sojourn.store.doorbell import Doorbell
 from sojourn.store.embedded.home import home_in
 from sojourn.store.migrate import migrate
 from sojourn.store.roles import Dsns
+from sojourn.store.sharing import limits
 from sojourn.store.tenant import keys
 from sojourn.tools import toolbox
 from sojourn.tools.tool import Toolbox
 from sojourn.worker.parts import Parts
+from sojourn.worker.slots import CallSlots
 from sojourn.worker.worker import Worker
 
 log = logging.getLogger("sojourn.wiring")
@@ -86,13 +88,32 @@ async def work(settings: Settings) -> None:
 
 async def recover_key(settings: Settings) -> str:
     """Make the first key of an installation anew, and end the older ones. Raises SojournError."""
+    async with _installation(settings) as database:
+        return await keys.recover(database)
+
+
+async def tenants(settings: Settings) -> list[limits.TenantRow]:
+    """Read the tenants of an installation. Raises SojournError."""
+    async with _installation(settings) as database:
+        return await limits.tenants(database)
+
+
+async def set_tenant(settings: Settings, tenant: str, changes: Mapping[str, int | None]) -> None:
+    """Change a tenant's limits. Raises SojournError."""
+    async with _installation(settings) as database:
+        await limits.set_limits(database, tenant, changes)
+
+
+@asynccontextmanager
+async def _installation(settings: Settings) -> AsyncIterator[Database]:
+    """The database of an installation that is there. Raises SojournError."""
     try:
         if not settings.database_url and not home_in(settings.data_path).data.exists():
             raise NotFound(f"There is no installation in {settings.data_path}. Name its folder with SOJOURN_DATA_DIR.")
     except PermissionError:
         raise Forbidden(f"{settings.data_path} cannot be read. Run this as the user that runs the server.") from None
     async with open_database(settings) as database:
-        return await keys.recover(database)
+        yield database
 
 
 def keep_local_key(settings: Settings, token: str) -> Path:
@@ -248,6 +269,7 @@ async def _work(world: World, stop: asyncio.Event) -> None:
             sandboxes=world.sandboxes,
             sandbox_spec=Spec(limits=settings.sandbox_limits),
             prices=_prices(settings),
+            calls=CallSlots(world.database, worker_id, _calls_max(settings), lease_s=settings.lease_s),
             now=now,
         )
         await Worker(parts).run(stop)
@@ -255,6 +277,10 @@ async def _work(world: World, stop: asyncio.Event) -> None:
 
 def _host(settings: Settings) -> str:
     return settings.host_name or socket.gethostname()
+
+
+def _calls_max(settings: Settings) -> dict[str, int]:
+    return {one.name: one.calls_max for one in settings.endpoints if one.calls_max is not None}
 
 
 def _prices(settings: Settings) -> Prices:

@@ -131,6 +131,24 @@ async def test_a_full_queue_refuses_and_says_so(api: Served) -> None:
     assert (await api.post("/v1/runs", GOAL, key=api.other)).status == 202, "the queue is full for one tenant only"
 
 
+async def test_a_run_that_a_limit_holds_back_says_which(api: Served, player: Player) -> None:
+    await api.post("/v1/agents", {"name": "one", "model": "sim:one"})
+    reply = await api.call("PUT", "/v1/agents/one/runs_max", json={"runs_max": 1})
+    assert (reply.status, reply.json["runs_max"]) == (200, 1)
+    body = {"agent": "one", "input": "go"}
+    first, second = [(await api.post("/v1/runs", body)).json["run_id"] for _ in range(2)]
+    assert (await api.get(f"/v1/runs/{second}")).json["held_back"] is None
+    await player.take(first)
+    assert (await api.get(f"/v1/runs/{first}")).json["held_back"] is None
+    assert (await api.get(f"/v1/runs/{second}")).json["held_back"] == "agent_runs_max"
+    metrics = (await api.get("/metrics")).body.decode()
+    assert 'sojourn_queue_due{state="claimable"} 0\nsojourn_queue_due{state="held_back"} 1\n' in metrics
+    assert (await api.call("PUT", "/v1/agents/one/runs_max", json={"runs_max": None})).json["runs_max"] is None
+    assert (await api.get(f"/v1/runs/{second}")).json["held_back"] is None
+    assert (await api.call("PUT", "/v1/agents/one/runs_max", json={"runs_max": 0})).status == 422
+    assert (await api.call("PUT", "/v1/agents/none/runs_max", json={"runs_max": 1})).status == 404
+
+
 async def test_a_run_takes_tighter_limits_and_wider_ones_need_a_scope(api: Served) -> None:
     agent = {"model": "sim:one", "limits": {"steps": 10, "usd": "0.50"}}
     run_id = await api.start({"model": None, "tools": [], "agent": agent, "limits": {"steps": 5}})

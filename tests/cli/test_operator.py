@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import msgspec
 import pytest
 from console_script import Console
 from tests.installation import Installation
@@ -53,6 +54,27 @@ async def test_a_lost_local_key_is_made_anew_beside_a_running_server(installatio
     again = console(data_dir, installation.url)
     assert (await again("runs", SOJOURN_API_KEY=lost)).code == 4, "nobody remembers the lost one now"
     assert (await again("runs")).code == 0
+
+
+async def test_an_operator_sets_what_a_tenant_may_use(installation: Installation, data_dir: Path):
+    sojourn = console(data_dir)
+    done = await sojourn("tenants", "set", "default", "--runs-max", "20", "--queued-max", "0")
+    assert (done.code, done.out) == (0, "default: runs_max 20, queued_max 0\n")
+    body = {"agent": {"model": "openai:gpt-5"}, "input": "go"}
+    assert (await installation.post("/v1/runs", body, expect=429))["code"] == "limit.queue"
+    await sojourn("tenants", "set", "default", "--queued-max", "none")
+    await installation.post("/v1/runs", body)
+    shown = await sojourn("tenants", "list")
+    assert [line.split() for line in shown.out.splitlines()] == [
+        ["TENANT", "QUEUED", "RUNNING", "RUNS", "MAX", "QUEUED", "MAX"],
+        ["default", "1", "0", "20", "-"],
+    ]
+    listed = await sojourn("tenants", "list", "--json")
+    assert msgspec.json.decode(listed.out) == {
+        "data": [{"id": "default", "queued": 1, "running": 0, "runs_max": 20, "queued_max": None}]
+    }
+    for words, code in ((("nobody", "--runs-max", "1"), 1), (("default",), 2), (("default", "--runs-max", "-1"), 2)):
+        assert (await sojourn("tenants", "set", *words)).code == code, words
 
 
 async def test_a_key_can_be_printed_instead(installation: Installation, data_dir: Path):

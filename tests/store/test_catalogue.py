@@ -2,11 +2,12 @@
 
 from sojourn.store.db import Connection, Database
 
-WITHOUT_TENANT = {"worker", "scope_key", "hook_key", "schema_migration"}
-ENGINE_SEES_ALL = {"run", "inbox", "journal", "message", "ledger", "delta", "agent_spec", "session"}
+WITHOUT_TENANT = {"worker", "call_share", "scope_key", "hook_key", "schema_migration"}
+ENGINE_SEES_ALL = {"tenant", "agent", "run", "inbox", "journal", "message", "ledger", "delta", "agent_spec", "session"}
 KEYRING_SEES_ALL = {"tenant", "api_key", "session", "run", "seal_key", "trusted_issuer"}
 FROM_DOORS_ALONE = {"api_key", "seal_key", "trusted_issuer"}
 """What the API may read, and write through a door alone."""
+SERVERS_OWN = {("worker", "sojourn_engine"), ("worker", "sojourn_keyring"), ("call_share", "sojourn_engine")}
 API_DELETES = {"idempotency"}
 DEFINERS = {
     "scope": {"sojourn_api", "sojourn_engine"},
@@ -107,7 +108,7 @@ async def _grants(conn: Connection) -> set[str]:
         name, role, what = row["name"], row["role"], row["what"]
         allowed = role in OURS and what in ("SELECT", "INSERT", "UPDATE", "DELETE", "USAGE")
         if name in WITHOUT_TENANT:
-            allowed = allowed and name == "worker" and role in ("sojourn_engine", "sojourn_keyring")
+            allowed = allowed and (name, role) in SERVERS_OWN
         if role == "sojourn_api" and what == "DELETE":
             allowed = name in API_DELETES
         if name in ("journal", "message", "ledger") and what in ("UPDATE", "DELETE"):

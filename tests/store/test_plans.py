@@ -12,6 +12,7 @@ from sojourn.store import commits, health, queue, runs
 from sojourn.store.db import Database, connect
 from sojourn.store.roles import Dsns
 from sojourn.store.rows import Principal, Release, RunFilter
+from sojourn.store.sharing import turns
 from sojourn.store.tenant import sessions
 
 FILL = """
@@ -82,10 +83,10 @@ async def test_a_claim_and_a_commit_go_by_the_index_and_nothing_reads_much(
 async def see_plans(database: Database, worker: Worker, caller: Principal) -> None:
     for _ in range(10):
         await submit(database, caller)
-    plan = await explain(database, queue.CLAIM, [worker.id, 5])
-    assert "using run_due on run" in plan, plan
-    assert "using run_pkey on run" in plan, plan
-    assert "Seq Scan" not in plan, plan
+    plan = await explain(database, turns.TURN, [worker.id, 5, "", None])
+    used = set(re.findall(r"using (\w+) on run", plan))
+    assert used == {"run_ready", "run_timer", "run_held", "run_pkey"}, plan
+    assert not re.search(r"Seq Scan on run|Sort Key: run", plan), plan
     assert pages(plan) < 400, plan
     for hand in await worker.take(10):
         commit = hand.prepare(asked(0), release=Release(status="failed"))
@@ -117,7 +118,6 @@ async def live(busy: Database, worker: Worker, caller: Principal) -> None:
     mail = (await queue.mail(busy, [(caller.tenant, hand.run_id)]))[hand.run_id]
     assert await queue.beat(busy, worker.id) == {(hand.run_id, hand.claimed.fence)}
     await queue.steal(busy, 3600)
-    await queue.next_due(busy)
     await health.counts(busy)
     await hand.commit(release=Release(status="queued"), inbox=[id for id, _ in mail])
     await (await worker.take_one()).finish(1)

@@ -57,12 +57,12 @@ async def test_a_run_is_not_claimed_before_its_time(database: Database, given: s
         run_id = await submit(database, caller)
         due_at = soon()
         await (await worker.take_one()).commit(release=Release(status=given, due_at=due_at))
-        assert await worker.take() == []
-        assert await queue.next_due(database) == due_at
+        line = queue.Line(database, worker.id)
+        assert (await line.claim(1), line.next_at) == ([], due_at)
         async with database.engine() as engine:
             await engine.execute("update run set due_at = now() where id = $1", run_id)
         assert (await worker.take_one()).run_id == run_id
-        assert await queue.next_due(database) is None
+        assert (await line.claim(1), line.next_at) == ([], None)
 
 
 async def test_a_run_that_waits_for_a_person_alone_is_never_claimed(database: Database) -> None:
@@ -70,8 +70,8 @@ async def test_a_run_that_waits_for_a_person_alone_is_never_claimed(database: Da
     async with hired(database) as worker:
         await submit(database, caller)
         await (await worker.take_one()).commit(release=Release(status="suspended"))
-        assert await worker.take() == []
-        assert await queue.next_due(database) is None
+        line = queue.Line(database, worker.id)
+        assert (await line.claim(1), line.next_at) == ([], None)
 
 
 async def test_claims_without_progress_are_counted(database: Database) -> None:

@@ -6,7 +6,7 @@ Caller      what an API process does for a run: submit, say, decide, look
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +34,7 @@ from sojourn.store.rows import Commit, Principal, RunRow, SessionRow
 from sojourn.store.tenant import sessions
 from sojourn.tools import toolbox
 from sojourn.worker.parts import Parts
+from sojourn.worker.slots import CallSlots
 from sojourn.worker.worker import Worker
 
 CHANNELS = ("sojourn_run", "sojourn_delta", "sojourn_work", "sojourn_inbox", "sojourn_wanted")
@@ -116,6 +117,7 @@ async def working(
     *,
     name: str = "w1",
     host: str = "here",
+    calls_max: Mapping[str, int] | None = None,
     **settings: Any,
 ) -> AsyncIterator[Worker]:
     """A worker that runs."""
@@ -134,6 +136,7 @@ async def working(
             sandboxes=sandboxes,  # type: ignore[arg-type]
             sandbox_spec=Spec(),
             prices=SevenEach(),  # type: ignore[arg-type]
+            calls=CallSlots(database, name, calls_max or {}, lease_s=settings.get("lease_s", 15.0)),
             now=now,
         )
         worker, stop = Worker(parts), asyncio.Event()

@@ -52,6 +52,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     "the server": {
         "serve": "server",
         "worker": "server",
+        "tenants": "tenants",
         "doctor": "server",
         "release": "continuations.moving",
         "simulate": "server",

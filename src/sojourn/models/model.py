@@ -128,6 +128,8 @@ class Endpoint(Plain, frozen=True):
     """The environment variable that holds the keys, so that messages can name it."""
     headers: dict[str, str] = {}
     tool_mode: ToolMode = "native"
+    calls_max: int | None = None
+    """Calls that all workers together may have on their way at once."""
     cache_key: bool = False
     """Tell it the request's cache_key as `prompt_cache_key`, which only some servers know."""
     time_outs: TimeOuts = TimeOuts()

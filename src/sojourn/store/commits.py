@@ -62,6 +62,10 @@ with done as materialized (
             when done.status = 'queued' then coalesce(done.due_at, now())
             else done.due_at
         end,
+        ready = coalesce(done.status in ('queued', 'suspended') and (
+            r.mail_last > greatest(r.mail_read, done.mail_read)
+            or coalesce(done.due_at, case done.status when 'queued' then now() end) <= now()
+        ), false),
         finished_at = case when done.status in ('completed', 'failed', 'cancelled') then now() end
     from done
     where r.tenant = done.tenant and r.id = done.id

@@ -6,10 +6,29 @@ The rule: what the API asks is cheap enough to be asked every second; nothing he
 import msgspec
 
 from sojourn.store.db import Database
-from sojourn.store.queue import NEXT_DUE
 from sojourn.store.roles import API, ENGINE, KEYRING, OWNER
 from sojourn.store.rows import Counts
 
+# Of each tenant as much can be claimed as its limits leave room for, and of each of its agents.
+QUEUE = """
+with counted as (
+    select tenant, agent_name, count(*) as ready, 0 as held, min(due_at) as oldest_at from run
+    where ready and due_at is not null group by tenant, agent_name
+    union all
+    select tenant, agent_name, 0, count(*), null from run where lease_worker is not null group by tenant, agent_name
+), by_agent as (
+    select tenant, agent_name, sum(ready) as ready, sum(held) as held, min(oldest_at) as oldest_at
+    from counted group by tenant, agent_name
+), by_tenant as (
+    select b.tenant, sum(ready) as ready, sum(held) as held, min(oldest_at) as oldest_at,
+        sum(least(ready, greatest(0, coalesce(a.runs_max, 1000000) - held))) as claimable
+    from by_agent b left join agent a on a.tenant = b.tenant and a.name = b.agent_name
+    group by b.tenant
+)
+select coalesce(sum(ready), 0)::bigint as ready, min(oldest_at) as oldest_at,
+    coalesce(sum(least(claimable, greatest(0, coalesce(t.runs_max, $1, 1000000) - held))), 0)::bigint as claimable
+from by_tenant b join tenant t on t.id = b.tenant
+"""
 RUNS = "select status, count(*) as runs from run where finished_at is null group by status"
 POWERS = """
 select rolname as name, rolsuper as is_super, rolbypassrls as bypasses, rolcreaterole as makes_roles from pg_roles
@@ -33,13 +52,19 @@ async def ping(db: Database) -> None:
         await connection.fetchval("select 1")
 
 
-async def counts(db: Database) -> Counts:
-    """Count unfinished runs and living workers, over all tenants."""
+async def counts(db: Database, *, tenant_runs_max: int | None = None) -> Counts:
+    """Count unfinished runs and living workers, over all tenants; the limit is that of tenants without their own."""
     async with db.engine() as engine:
         runs = {row["status"]: row["runs"] for row in await engine.fetch(RUNS)}
         workers = await engine.fetchval(WORKERS)
-        oldest = await engine.fetchval(NEXT_DUE)
-    return Counts(runs=runs, workers=workers, oldest_due_at=oldest)
+        queue = await engine.fetchrow(QUEUE, tenant_runs_max)
+    return Counts(
+        runs=runs,
+        workers=workers,
+        oldest_due_at=queue["oldest_at"],
+        claimable=queue["claimable"],
+        held_back=queue["ready"] - queue["claimable"],
+    )
 
 
 class Walls(msgspec.Struct, frozen=True, kw_only=True):

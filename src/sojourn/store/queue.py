@@ -1,7 +1,7 @@
 """The queue: which worker drives which run. Called by the worker.
 
     register   a worker is alive while its connection holds a lock that others can probe
-    claim      take runs that are due; each claim counts the run's fence up
+    Line       take runs that are due, tenant by tenant; each claim counts the run's fence up
     open       load all that is needed to drive a run, in one round trip
     mail       what callers posted to runs that are held
     beat       renew the leases of a worker, and learn which runs are still its own
@@ -29,10 +29,12 @@ from sojourn.loop.agent import Agent
 from sojourn.loop.continuation import frames
 from sojourn.loop.messages import Message
 from sojourn.store.db import Connection, Database, edge
-from sojourn.store.rows import PRIORITY_MAX, Claimed, Opened
+from sojourn.store.rows import Claimed, Opened
 from sojourn.store.runs.journal import places
 from sojourn.store.runs.quarantine import quarantine
 from sojourn.store.runs.snapshots import body, thaw, whole
+from sojourn.store.sharing import turns
+from sojourn.store.sharing.turns import READS
 
 log = logging.getLogger("sojourn.store")
 
@@ -42,30 +44,10 @@ LOCKS = 0x504A
 """The space of the advisory locks that workers hold."""
 
 REGISTER = """
-insert into worker (id, lock_key, host, pid, version) values ($1, $2, $3, $4, $5)
+insert into worker (id, lock_key, host, pid, version, reads) values ($1, $2, $3, $4, $5, $6)
 on conflict (id) do update
     set lock_key = excluded.lock_key, host = excluded.host, pid = excluded.pid, version = excluded.version,
-        locked_at = now(), seen_at = now()
-"""
-
-# Tenants take their turns here once the claim is fair: the inner query becomes one of each tenant.
-CLAIM = f"""
-with due as (
-    select candidate.tenant, candidate.id
-    from generate_series({PRIORITY_MAX}, 0, -1) as level
-    cross join lateral (
-        select tenant, id from run
-        where priority = level and due_at <= now()
-        order by due_at limit $2
-        for no key update skip locked
-    ) as candidate
-    limit $2
-)
-update run r set
-    status = 'running', due_at = null, lease_worker = $1, fence = r.fence + 1, claims = r.claims + 1,
-    started_at = coalesce(r.started_at, now())
-from due where r.tenant = due.tenant and r.id = due.id
-returning r.tenant, r.id, r.fence, r.claims, r.snapshot, r.priority
+        reads = excluded.reads, locked_at = now(), seen_at = now()
 """
 
 # The more often it was claimed in vain, the longer it rests: 2 s, 4 s, ... at most a minute.
@@ -121,7 +103,7 @@ with dead as materialized (
     select r.tenant, r.id from run r join dead on r.lease_worker = dead.id
     for no key update of r skip locked
 )
-update run r set status = 'queued', lease_worker = null,
+update run r set status = 'queued', lease_worker = null, ready = claims < 3,
     due_at = now() + make_interval(secs => case when claims < 3 then 0 else random() * power(2, least(claims, 6)) end)
 from stranded s where r.tenant = s.tenant and r.id = s.id
 returning r.id
@@ -130,13 +112,6 @@ returning r.id
 FORGET = """
 delete from worker w
 where seen_at < now() - interval '10 minutes' and not exists (select from run where lease_worker = w.id)
-"""
-
-NEXT_DUE = f"""
-select min(due_at) from generate_series(0, {PRIORITY_MAX}) as level
-cross join lateral (
-    select due_at from run where priority = level and due_at is not null order by due_at limit 1
-) as first
 """
 
 Lease = tuple[str, int]
@@ -158,34 +133,64 @@ async def register(db: Database, worker_id: str, *, host: str, pid: int, version
         try:
             with edge():
                 await life.execute("select pg_advisory_lock($1, $2)", LOCKS, lock_key)
-            await engine.execute(REGISTER, worker_id, lock_key, host, pid, version)
+            await engine.execute(REGISTER, worker_id, lock_key, host, pid, version, READS)
         except BaseException:
             life.terminate()
             raise
     return life
 
 
-async def claim(db: Database, worker_id: str, n: int = 1) -> list[Claimed]:
-    """Lease up to `n` runs that are due, the most urgent first. Raises LeaseLost where the worker is not registered."""
-    try:
-        async with db.engine() as engine:
-            found = await engine.fetch(CLAIM, worker_id, n)
-    except asyncpg.ForeignKeyViolationError:
-        raise LeaseLost("This worker was taken for dead; register it again.") from None
-    found.sort(key=lambda row: -row["priority"])
-    claimed: list[Claimed] = []
-    for row in found:
+class Line:
+    """The tenants that wait for this worker: who was served last, and when to look again."""
+
+    def __init__(self, db: Database, worker_id: str, *, tenant_runs_max: int | None = None) -> None:
+        """`tenant_runs_max` is how many runs of a tenant may be held at once, over all workers, unless it says so."""
+        self._db, self._worker_id, self._runs_max = db, worker_id, tenant_runs_max
+        self._served = ""
+        self.held_back = False
+        """Runs were ready that the last claim did not give: a limit holds them back, or others are at them."""
+        self.next_at: datetime | None = None
+        """When the next timer comes, as the last claim saw it."""
+
+    async def claim(self, n: int) -> list[Claimed]:
+        """Lease up to `n` runs that are due. Raises LeaseLost where the worker is not registered."""
+        claimed: list[Claimed] = []
+        again = True
+        while again and len(claimed) < n:
+            turn = await self._turn(n - len(claimed))
+            claimed += await self._read(turn)
+            self._served = turn.claims[-1].tenant if turn.claims else self._served
+            again = turn.again
+            self.held_back, self.next_at = turn.left, turn.next_at
+        return claimed
+
+    async def _turn(self, n: int) -> turns.Turn:
         try:
-            claimed.append(_claimed(row))
-        except Unreadable as error:
-            await refuse(db, worker_id, _lease(row), claims=row["claims"], reason=error)
-    return claimed
+            async with self._db.engine() as engine:
+                return await turns.turn(engine, self._worker_id, n, after=self._served, runs_max=self._runs_max)
+        except asyncpg.ForeignKeyViolationError:
+            raise LeaseLost("This worker was taken for dead; register it again.") from None
+
+    async def _read(self, turn: turns.Turn) -> list[Claimed]:
+        """Read the claimed rows; those that this release cannot read are given back."""
+        claimed = []
+        for one in turn.claims:
+            try:
+                claimed.append(_claimed(one))
+            except Unreadable as error:
+                await refuse(self._db, self._worker_id, (one.run_id, one.fence), claims=one.claims, reason=error)
+        return claimed
 
 
-def _claimed(row: asyncpg.Record) -> Claimed:
+def _claimed(one: turns.Claim) -> Claimed:
     """Read a claimed row. Raises Unreadable."""
-    snapshot = thaw(row["snapshot"])
-    return Claimed(run_id=row["id"], tenant=row["tenant"], fence=row["fence"], snapshot=snapshot, claims=row["claims"])
+    snapshot = thaw(one.snapshot)
+    return Claimed(run_id=one.run_id, tenant=one.tenant, fence=one.fence, snapshot=snapshot, claims=one.claims)
+
+
+async def claim(db: Database, worker_id: str, n: int = 1) -> list[Claimed]:
+    """Lease up to `n` runs as somebody who has served nobody yet. Raises LeaseLost."""
+    return await Line(db, worker_id).claim(n)
 
 
 async def refuse(db: Database, worker_id: str, lease: Lease, *, claims: int, reason: Unreadable) -> None:
@@ -269,13 +274,6 @@ async def steal(db: Database, lease_s: float) -> list[str]:
         stolen = [row["id"] for row in await engine.fetch(STEAL, lease_s)]
         await engine.execute(FORGET)
     return stolen
-
-
-async def next_due(db: Database) -> datetime | None:
-    """Say when a run will be due next, or has been since."""
-    async with db.engine() as engine:
-        due_at: datetime | None = await engine.fetchval(NEXT_DUE)
-    return due_at
 
 
 async def lives(db: Database, host: str) -> bool:

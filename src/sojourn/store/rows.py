@@ -244,6 +244,7 @@ class AgentRow(Plain, frozen=True, kw_only=True):
 
     name: str
     live_version: int
+    runs_max: int | None
     digest: str
     created_at: datetime
     archived_at: datetime | None
@@ -285,4 +286,8 @@ class Counts(Plain, frozen=True, kw_only=True):
     """Unfinished runs by status."""
     workers: int
     oldest_due_at: datetime | None
-    """Since when the run that is first in the queue is due, or when it will be."""
+    """Since when the oldest run in the queue is due."""
+    claimable: int
+    """Runs that a worker could take now."""
+    held_back: int
+    """Runs that are due, and that a limit of their tenant or agent keeps in the queue."""

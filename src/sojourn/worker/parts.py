@@ -16,6 +16,7 @@ from sojourn.store.deltas import DeltaWriter
 from sojourn.store.doorbell import Doorbell
 from sojourn.store.rows import Claimed
 from sojourn.tools.tool import Toolbox
+from sojourn.worker.slots import CallSlots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class Parts:
     sandbox_spec: Spec
     prices: Prices
     now: Callable[[], datetime]
+    calls: CallSlots
     moving: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(4))
     """So many sandboxes are opened or put away at once: each may hold an archive in memory meanwhile."""
 

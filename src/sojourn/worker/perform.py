@@ -80,15 +80,16 @@ async def _stream(parts: Parts, place: Place, asked: Request, effect: CallModel)
     first: datetime | None = None
     message: Message | None = None
     asked = replace(asked, blobs=await _attached(parts, place, asked.messages))
-    began = parts.now()
-    async with aclosing(model.stream(asked, message_id=f"{effect.frame}#{effect.step}", run=place)) as stream:
-        del asked  # nothing holds its images and files once they are sent
-        async for item in stream:
-            first = first or parts.now()
-            if isinstance(item, Message):
-                message = item
-            else:
-                _show(parts, place, effect, item)
+    async with parts.calls.slot(model.provider):
+        began = parts.now()
+        async with aclosing(model.stream(asked, message_id=f"{effect.frame}#{effect.step}", run=place)) as stream:
+            del asked  # nothing holds its images and files once they are sent
+            async for item in stream:
+                first = first or parts.now()
+                if isinstance(item, Message):
+                    message = item
+                else:
+                    _show(parts, place, effect, item)
     if message is None:
         raise ModelFailed("protocol", "The adapter gave no message.", retry=True)
     return effect.replied(

@@ -1,8 +1,8 @@
 """A worker process: it claims runs, drives each in a task, and gives them back when it is told to stop.
 
-`wiring` starts it. Four small loops run side by side: claim, read mail, beat, tidy. The rules: what happens to one run
-never stops another; while the database is away the worker waits and tries again; a suspended run holds nothing of it;
-once it is told to stop it claims nothing new, and every run is finished or handed back.
+`wiring` starts it. Five small loops run side by side: claim, read mail, beat, tidy, share. The rules: what happens to
+one run never stops another; while the database is away the worker waits and tries again; a suspended run holds
+nothing of it; once it is told to stop it claims nothing new, and every run is finished or handed back.
 """
 
 import asyncio
@@ -61,6 +61,11 @@ class Worker:
         self.tidied_at = parts.now()
         self.agents: dict[str, Agent] = {}
         self.room = asyncio.Event()
+        limit = parts.settings.tenant_runs_max
+        self.line = queue.Line(parts.database, parts.worker_id, tenant_runs_max=limit)
+        self.work: Subscription | None = None
+        self.ended = 0
+        """Counts the runs that left: each may have been what a limit held another one back for."""
         self.life: Connection = None
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -71,11 +76,13 @@ class Worker:
         ears = (bell.subscribe(name) for name in ("sojourn_work", "sojourn_inbox", WANTED))
         with ExitStack() as stack:
             work, mail, wanted = map(stack.enter_context, ears)
+            self.work = work
             loops = [
                 asyncio.create_task(self._repeat(self._claim, work)),
                 asyncio.create_task(self._repeat(self._read_mail, mail)),
                 asyncio.create_task(self._repeat(self._beat, mail)),
                 asyncio.create_task(self._repeat(self._tidy, wanted)),
+                asyncio.create_task(self._repeat(self._share, wanted)),
             ]
             try:
                 await stop.wait()
@@ -85,6 +92,7 @@ class Worker:
                 for task in loops:
                     task.cancel()
                 await asyncio.gather(*loops, return_exceptions=True)
+                await self.parts.calls.close()
                 await self.life.close()
 
     async def _register(self) -> Connection:
@@ -109,7 +117,7 @@ class Worker:
                 log.exception("worker.bug", extra={"loop": step.__name__})
                 await asyncio.sleep(RETRY_S)
 
-    # ---- the four loops ----
+    # ---- the loops ----
 
     async def _claim(self, work: Subscription) -> None:
         """Claim what there is room for, then wait for the doorbell, the next timer or the slow poll."""
@@ -118,16 +126,17 @@ class Worker:
             self.room.clear()
             await self.room.wait()
             return
+        ended = self.ended
         try:
-            claimed = await queue.claim(self.parts.database, self.parts.worker_id, room)
+            claimed = await self.line.claim(room)
         except LeaseLost:  # the others took this worker for dead
             await self.life.close()
             self.life = await self._register()
             return
         for one in claimed:
             self._begin(one)
-        if len(claimed) < room:
-            await work.wait(self._until(await queue.next_due(self.parts.database)))
+        if len(claimed) < room and not (self.line.held_back and ended != self.ended):
+            await work.wait(self._until(self.line.next_at))
 
     async def _read_mail(self, mail: Subscription) -> None:
         """Bring inbox rows to the runs that they are for: when the doorbell names one of ours, and all now and then."""
@@ -176,6 +185,10 @@ class Worker:
         await deltas.prune(self.parts.database, DELTAS_KEPT_S)
         await idempotency.prune(self.parts.database)
 
+    async def _share(self, _: Subscription) -> None:
+        """Settle with the other workers how many calls of limited providers each may have on their way."""
+        await self.parts.calls.settle(self.parts.settings.beat_s)
+
     def _until(self, due: datetime | None) -> float:
         """Seconds to sleep when the queue is empty, at most the slow poll."""
         return POLL_S if due is None else min(POLL_S, max(0.001, (due - self.parts.now()).total_seconds()))
@@ -189,7 +202,10 @@ class Worker:
 
     def _ended(self, lease: Lease) -> None:
         del self.tasks[lease]
+        self.ended += 1
         self.room.set()
+        if self.work and self.line.held_back:
+            self.work.hear(())
 
     async def _drive(self, lease: Lease, claimed: Claimed) -> None:
         """Drive one run; one that cannot be driven is given back, and claimed again after a pause."""

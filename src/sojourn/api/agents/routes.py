@@ -156,6 +156,15 @@ async def set_live(ask: Ask[shapes.SetLive, None]) -> Answer:
     return await once(ask, work)
 
 
+async def limit(ask: Ask[shapes.SetRunsMax, None]) -> Answer:
+    """Say how many of an agent's runs are worked on at once."""
+
+    async def work(connection: Connection) -> Answer:
+        return Answer(body=_agent(await catalog.limit(connection, ask.names["name"], ask.body.runs_max)))
+
+    return await once(ask, work)
+
+
 async def archive(ask: Ask[None, None]) -> Answer:
     """Put an agent away: its runs go on, and no new ones begin."""
 
@@ -204,6 +213,7 @@ def _agent(row: AgentRow, live: shapes.Version | None = None) -> shapes.AgentSee
     return shapes.AgentSeen(
         name=row.name,
         live_version=row.live_version,
+        runs_max=row.runs_max,
         archived_at=row.archived_at,
         created_at=row.created_at,
         live=live,
@@ -286,6 +296,10 @@ ROUTES = (
     _route("PUT", "/{name}/live", set_live, "Say which version is live", body=shapes.SetLive, example={"version": 2},
            detail="All new runs get it at once; going back is the same call.",
            refusals=("request.not_found", "request.stale_version"), answers={200: (shapes.AgentSeen, "The agent")}),
+    _route("PUT", "/{name}/runs_max", limit, "Say how many of an agent's runs are worked on at once",
+           body=shapes.SetRunsMax, example={"runs_max": 5}, refusals=("request.not_found",),
+           detail="It holds for all versions together, over all workers. The other runs stay queued.",
+           answers={200: (shapes.AgentSeen, "The agent")}),
     _route("POST", "/{name}/archive", archive, "Put an agent away", refusals=("request.not_found",), creates=True,
            answers={200: (shapes.AgentSeen, "The agent; its runs go on, and no new ones begin")}),
     _route("POST", "/{name}/run", run, "Run an agent and wait for its result", scope="runs:write", body=RunAgent,

@@ -72,6 +72,12 @@ class SetLive(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Refuse when another version is live than this one."""
 
 
+class SetRunsMax(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How many runs of an agent are worked on at once; null: as many as the tenant may have."""
+
+    runs_max: Annotated[int, Meta(ge=1, le=10**6)] | None
+
+
 class ToolSeen(msgspec.Struct, frozen=True, kw_only=True):
     """A tool of a version."""
 
@@ -122,6 +128,8 @@ class AgentSeen(msgspec.Struct, frozen=True, kw_only=True):
     object: Literal["agent"] = "agent"
     name: str
     live_version: int
+    runs_max: int | None
+    """How many of its runs, of any version, are worked on at once; null: as many as the tenant may have."""
     archived_at: datetime | None
     created_at: datetime
     live: Version | None = None

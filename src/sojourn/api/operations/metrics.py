@@ -20,7 +20,7 @@ async def metrics(ask: Ask[None, None]) -> Answer:
     """Say what this process did, and how all runs stand; while the database is away only the former."""
     lines = list(_process(ask.live.meter, ask.live.hub.count))
     try:
-        counts = await health.counts(ask.parts.database)
+        counts = await health.counts(ask.parts.database, tenant_runs_max=ask.parts.settings.tenant_runs_max)
     except StoreUnavailable:
         lines += _metric("sojourn_database_up", "gauge", "Whether the database answers.", {"": 0})
     else:
@@ -54,6 +54,8 @@ def _server(counts: Counts, oldest_s: float) -> Iterator[str]:
     yield from _metric("sojourn_runs", "gauge", "Unfinished runs by status, over all tenants.", by_status)
     yield from _metric("sojourn_queue_depth", "gauge", "Runs that wait for a worker.", {"": queued})
     yield from _metric("sojourn_queue_oldest_seconds", "gauge", "How long the oldest one waits.", {"": oldest_s})
+    due = {'state="claimable"': counts.claimable, 'state="held_back"': counts.held_back}
+    yield from _metric("sojourn_queue_due", "gauge", "Runs that are due, and whether a limit holds them back.", due)
     yield from _metric("sojourn_leases", "gauge", "Runs that a worker holds.", {"": running})
     yield from _metric("sojourn_workers", "gauge", "Workers alive.", {"": counts.workers})
 

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
 from sojourn.api.agents.specs import limits_seen
 from sojourn.api.http.once import once
@@ -19,6 +20,7 @@ from sojourn.loop.messages import Message
 from sojourn.store import runs
 from sojourn.store.db import Connection
 from sojourn.store.rows import RunFilter, RunRow, Status
+from sojourn.store.sharing.limits import held_back
 
 WaitS = Annotated[
     float, Meta(ge=0, le=300, description="Hold the answer up to so many seconds, until the run has ended or waits.")
@@ -66,10 +68,12 @@ async def get(ask: Ask[None, None]) -> Answer:
     """Show one run."""
     async with ask.transaction() as connection:
         run = await runs.get(connection, ask.names["run_id"])
+        limit = ask.parts.settings.tenant_runs_max
+        waits_for = await held_back(connection, run.id, tenant_runs_max=limit) if run.status == "queued" else None
     etag = f'"{run.seq}"'
     if ask.http.headers.get("If-None-Match") == etag:
         return Answer(status=304, headers={"ETag": etag})
-    return Answer(body=seen(run), headers={"ETag": etag})
+    return Answer(body=replace(seen(run), held_back=waits_for), headers={"ETag": etag})
 
 
 async def page(ask: Ask[None, ListQuery]) -> Answer:

@@ -10,6 +10,7 @@ from msgspec import Meta
 from sojourn.api.agents.shapes import LimitsSeen, Spec, dollars
 from sojourn.loop.messages import Usage as Tokens
 from sojourn.store.rows import PRIORITY_MAX, Status
+from sojourn.store.sharing.limits import HeldBack
 
 MEDIA_TYPE = "[a-z0-9][a-z0-9!#$&^_.+-]{0,63}/[a-z0-9][a-z0-9!#$&^_.+-]{0,63}"
 END = r"(?![\s\S])"  # a pattern's `$` would let one newline pass
@@ -62,7 +63,7 @@ class CreateRun(Spec, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The session to go on with; none makes a new one."""
     labels: Annotated[dict[Label, Label], Meta(max_length=16)] = {}
     priority: Annotated[int, Meta(ge=0, le=PRIORITY_MAX)] = 0
-    """Higher ones are claimed first."""
+    """Higher ones are claimed first, among the runs of your tenant; tenants take turns."""
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,6 +168,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     finished_at: datetime | None
     rev: int
     """Counts the run's events; it is the ETag too."""
+    held_back: HeldBack | None = None
+    """The limit that keeps a queued run from beginning, where one does; not in lists."""
 
 
 class RunsPage(msgspec.Struct, frozen=True, kw_only=True):

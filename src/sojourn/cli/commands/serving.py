@@ -1,4 +1,4 @@
-"""What `sojourn serve`, `worker` and `doctor` do.
+"""What `sojourn serve`, `worker`, `doctor` and `tenants` do.
 
 The rule: only this module of the command line imports the server, and it is loaded for these commands alone.
 """
@@ -13,11 +13,13 @@ from sojourn import settings, wiring
 from sojourn.cli.client import DEFAULT_URL, key_path
 from sojourn.cli.command import Shell
 from sojourn.cli.commands.simulating import run
-from sojourn.cli.exits import FAILED, OK, UNREACHABLE, Stop
+from sojourn.cli.exits import FAILED, OK, UNREACHABLE, USAGE, Stop
 from sojourn.doctor import examine
 from sojourn.errors import StoreUnavailable
 from sojourn.settings import Settings
+from sojourn.store.sharing.limits import LIMITS
 
+LIMIT_MAX = 10**6
 _MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("–", "dim")}
 
 
@@ -67,6 +69,44 @@ def recover_key(args: Namespace, shell: Shell) -> int:
         shell.out.line(token)
     shell.err.line("The older local keys are revoked: no server takes them after 30 s.", "dim")
     return OK
+
+
+def list_tenants(args: Namespace, shell: Shell) -> int:
+    """Show the tenants."""
+    found = run(wiring.tenants(settings.load(_environ(args, shell))))
+    if args.json:
+        shell.print_json({"data": [{"id": t.id, "queued": t.queued, "running": t.running, **t.limits} for t in found]})
+        return OK
+    names = [name.upper().replace("_", " ") for name in LIMITS]
+    rows = [(t.id, str(t.queued), str(t.running), *(_shown(t.limits[name]) for name in LIMITS)) for t in found]
+    shell.out.table(("TENANT", "QUEUED", "RUNNING", *names), rows)
+    return OK
+
+
+def set_tenant(args: Namespace, shell: Shell) -> int:
+    """Change a tenant's limits. Raises Stop where none is named."""
+    given = {name: value for name in LIMITS if (value := getattr(args, name)) is not None}
+    if not given:
+        raise Stop("Say which limit: see `sojourn tenants set --help`.", USAGE)
+    limits = {name: _limit(name, value) for name, value in given.items()}
+    run(wiring.set_tenant(settings.load(_environ(args, shell)), args.tenant, limits))
+    if args.json:
+        shell.print_json({"id": args.tenant, **limits})
+    else:
+        shell.out.line(f"{args.tenant}: " + ", ".join(f"{name} {_shown(limit)}" for name, limit in limits.items()))
+    return OK
+
+
+def _limit(name: str, value: str) -> int | None:
+    if value == "none":
+        return None
+    if not (value.isascii() and value.isdecimal() and int(value) <= LIMIT_MAX):
+        raise Stop(f"--{name.replace('_', '-')} is a number up to {LIMIT_MAX}, or none.", USAGE)
+    return int(value)
+
+
+def _shown(limit: int | None) -> str:
+    return "-" if limit is None else str(limit)
 
 
 async def _examined(args: Namespace, shell: Shell) -> int:

@@ -11,11 +11,11 @@ import asyncpg  # type: ignore[import-untyped]
 import msgspec
 from msgspec.structs import replace
 
-from sojourn.errors import Conflict, Invalid, NotFound, QueueFull
+from sojourn.errors import Conflict, Invalid, NotFound
 from sojourn.loop.continuation import Continuation, fresh, pending
 from sojourn.store.db import Connection
 from sojourn.store.rows import AdoptedRun, SourceRun
-from sojourn.store.runs.creation import INPUT_MAX
+from sojourn.store.runs.creation import INPUT_MAX, queue_full
 from sojourn.store.runs.journal import filled, rows
 from sojourn.store.runs.pins import pin
 from sojourn.store.runs.snapshots import encode, freeze, text, thaw
@@ -25,17 +25,20 @@ select status, snapshot, priority, input, labels, mail_last > mail_read as mail 
 where tenant = (select scope_tenant()) and id = $1 for no key update
 """
 PLACE = """
-select closed_at is not null as closed, (
-    select count(*) from (select from run where tenant = s.tenant and status = 'queued' limit $2) as queued
-) >= $2 as full
-from session s where tenant = (select scope_tenant()) and id = $1 for share of s
+select closed_at is not null as closed, queued_max, (
+    select count(*) from (select from run where tenant = s.tenant and status = 'queued' limit queued_max) as queued
+) >= queued_max as full
+from session s cross join lateral (
+    select coalesce(queued_max, $2) as queued_max from tenant where id = s.tenant offset 0
+) as t
+where tenant = (select scope_tenant()) and id = $1 for share of s
 """
 ADOPT = """
 insert into run (tenant, id, session_id, user_id, agent_name, agent_version, agent_digest, status, priority, due_at,
-    seq, input, limits, labels, waits, snapshot, steps, input_tokens, cache_read_tokens, cache_write_tokens,
+    ready, seq, input, limits, labels, waits, snapshot, steps, input_tokens, cache_read_tokens, cache_write_tokens,
     output_tokens, reasoning_tokens, usd_micros)
-values (scope_tenant(), $1, $2, scope_user(), $3, $4, $5, $6, $7, $8, 1, $9, $10, $11, $12, $13, $14, $15, $16, $17,
-    $18, $19, $20)
+values (scope_tenant(), $1, $2, scope_user(), $3, $4, $5, $6, $7, $8, coalesce($8 <= now(), false), 1, $9, $10, $11,
+    $12, $13, $14, $15, $16, $17, $18, $19, $20)
 """
 JOURNAL = "insert into journal (tenant, run_id, seq, at, kind, event) values (scope_tenant(), $1, $2, $3, $4, $5)"
 SPOKEN = """
@@ -89,7 +92,7 @@ async def adopt(conn: Connection, new: AdoptedRun, *, queued_max: int) -> None:
     if place["closed"]:
         raise Conflict(f"Session {event.session_id} is closed; say another one.", code="session.closed")
     if place["full"] and new.status == "queued":
-        raise QueueFull(f"{queued_max} runs of this tenant wait for a worker. Try again when some have begun.")
+        raise await queue_full(conn, place["queued_max"])
     try:
         await _write(conn, new)
     except asyncpg.UniqueViolationError as error:

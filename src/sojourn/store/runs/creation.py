@@ -16,23 +16,26 @@ from sojourn.store.runs.snapshots import encode, freeze, text
 
 CREATE = """
 with place as (
-    select s.tenant, s.id, s.closed_at, (
+    select s.tenant, s.id, s.closed_at, t.queued_max, (
         select count(*) from (
-            select from run where tenant = s.tenant and status = 'queued' limit $3
+            select from run where tenant = s.tenant and status = 'queued' limit t.queued_max
         ) as queued
-    ) >= $3 as full, (
+    ) >= t.queued_max as full, (
         select id from run
         where tenant = s.tenant and session_id = s.id and finished_at is not null
         order by finished_at desc limit 1
     ) is distinct from $24 or exists (
         select from run where tenant = s.tenant and session_id = s.id and finished_at is null
     ) as busy
-    from session s where s.tenant = (select scope_tenant()) and s.id = $2
+    from session s cross join lateral (
+        select coalesce(queued_max, $3) as queued_max from tenant where id = s.tenant offset 0
+    ) as t
+    where s.tenant = (select scope_tenant()) and s.id = $2
     for share of s
 ), made as (
-    insert into run (tenant, id, session_id, user_id, agent_name, agent_version, agent_digest, priority, due_at, seq,
-        input, limits, labels, snapshot)
-    select tenant, $1, $2, $4, $5, $6, $7, $8, now(), 1, $9, $10, $11, $12
+    insert into run (tenant, id, session_id, user_id, agent_name, agent_version, agent_digest, priority, due_at, ready,
+        seq, input, limits, labels, snapshot)
+    select tenant, $1, $2, $4, $5, $6, $7, $8, now(), true, 1, $9, $10, $11, $12
     from place where closed_at is null and not "full" and not busy
     returning tenant, id
 ), journaled as (
@@ -48,13 +51,23 @@ with place as (
     from made, unnest($21::text[], $22::text[], $23::text[]) as agent (digest, subs, spec)
     on conflict do nothing
 )
-select closed_at is not null as closed, "full", busy from place
+select closed_at is not null as closed, "full", queued_max, busy from place
 """
+# The first in line has waited for as long as it takes a queue of this length to begin.
+WAITED_S = """
+select extract(epoch from now() - due_at)::float8 from run
+where tenant = (select scope_tenant()) and ready and due_at is not null
+order by priority desc, due_at limit 1
+"""
+RETRY_MIN_S, RETRY_MAX_S = 1.0, 60.0
 INPUT_MAX = 500
 
 
 async def create(conn: Connection, new: NewRun, *, queued_max: int) -> None:
     """Create a run of a session; ring `sojourn_work` after the transaction.
+
+    `queued_max` holds where the tenant's row says nothing; requests that come at the very same moment do not see each
+    other, so that it can be passed by as many as there are connections.
 
     The run's history must be what `history` says of the session. Raises NotFound for the session, QueueFull, and
     Conflict when the session is closed, another run of it goes on, or has ended since the history was read.
@@ -70,7 +83,16 @@ async def create(conn: Connection, new: NewRun, *, queued_max: int) -> None:
     if place["busy"]:
         raise _busy(new)
     if place["full"]:
-        raise QueueFull(f"{queued_max} runs of this tenant wait for a worker. Try again when some have begun.")
+        raise await queue_full(conn, place["queued_max"])
+
+
+async def queue_full(conn: Connection, queued_max: int) -> QueueFull:
+    """Say that no more runs are taken, and when about a tenth of those that wait will have begun."""
+    waited_s = await conn.fetchval(WAITED_S) or 0.0
+    return QueueFull(
+        f"{queued_max} runs of this tenant wait for a worker. Try again when some have begun.",
+        retry_after_s=min(RETRY_MAX_S, max(RETRY_MIN_S, waited_s / 10)),
+    )
 
 
 def _values(new: NewRun, queued_max: int) -> list[object]:

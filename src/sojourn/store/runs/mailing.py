@@ -36,7 +36,8 @@ with target as (
     update run r set
         mail_last = posted.id,
         status = case when r.status in ('running', 'quarantined') then r.status else 'queued' end,
-        due_at = case when r.status not in ('running', 'quarantined') then now() end
+        due_at = case when r.status not in ('running', 'quarantined') then now() end,
+        ready = r.status not in ('running', 'quarantined')
     from posted where r.tenant = posted.tenant and r.id = posted.run_id
 )
 select finished_at is not null as finished, "full" from place

@@ -19,7 +19,7 @@ RELEASE = """
 with target as (
     select tenant, id, status from run where tenant = (select scope_tenant()) and id = $1 for no key update
 ), released as (
-    update run r set status = 'queued', due_at = now()
+    update run r set status = 'queued', due_at = now(), ready = true
     from target t where r.tenant = t.tenant and r.id = t.id and t.status = 'quarantined'
 )
 select status from target

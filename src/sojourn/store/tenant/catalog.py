@@ -42,7 +42,7 @@ select name, version, digest, created_at, created_by from agent_version
 where tenant = (select scope_tenant()) and name = $1
 """
 AGENTS = """
-select a.name, a.live_version, v.digest, a.created_at, a.archived_at
+select a.name, a.live_version, a.runs_max, v.digest, a.created_at, a.archived_at
 from agent a join agent_version v on v.tenant = a.tenant and v.name = a.name and v.version = a.live_version
 where a.tenant = (select scope_tenant())
 """
@@ -50,6 +50,7 @@ SET_LIVE = """
 update agent set live_version = $2
 where tenant = (select scope_tenant()) and name = $1 and ($3::int is null or live_version = $3)
 """
+LIMIT = "update agent set runs_max = $2 where tenant = (select scope_tenant()) and name = $1"
 ARCHIVE = """
 update agent set archived_at = coalesce(archived_at, now()) where tenant = (select scope_tenant()) and name = $1
 """
@@ -133,6 +134,12 @@ async def set_live(conn: Connection, name: str, version: int, *, expected: int |
         raise NotFound(f"Agent {name} has no version {version}.")
     if await conn.execute(SET_LIVE, name, version, expected) == "UPDATE 0":
         raise StaleVersion(f"Version {expected} of agent {name} is not live any more; read it again.")
+    return await get(conn, name)
+
+
+async def limit(conn: Connection, name: str, runs_max: int | None) -> AgentRow:
+    """Say how many runs of an agent, of any version, workers hold at once. Raises NotFound."""
+    await conn.execute(LIMIT, name, runs_max)
     return await get(conn, name)
 
 

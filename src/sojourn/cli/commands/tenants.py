@@ -1,0 +1,43 @@
+"""`sojourn tenants`: what each tenant may use of this installation.
+
+The rule: it is for the operator. It asks the database and no server, and an API key is neither needed nor enough.
+"""
+
+from sojourn.cli.command import JSON, Command, Group, flag
+from sojourn.cli.commands.server import DATA_DIR, served
+
+SET = """
+For the operator. It needs no key and no running server, but what the server itself has: the data folder,
+as the user that runs the server, or SOJOURN_DATABASE_URL. Workers and API keep the new limits at once. Runs
+that are being worked on when a limit is lowered go on to their next pause; no new ones begin meanwhile.
+
+N is a number; `none` takes the tenant's own limit away, so that the settings hold.
+"""
+
+COMMANDS = {
+    "tenants": Group(
+        "What each tenant may use",
+        {
+            "list": Command(
+                "List the tenants with their queues and limits",
+                served("serving", "list_tenants"),
+                flags=(DATA_DIR, JSON),
+                about="A limit that is not shown is that of the settings: tenant_runs_max, queued_runs_max.",
+                examples=("sojourn tenants list",),
+            ),
+            "set": Command(
+                "Change a tenant's limits",
+                served("serving", "set_tenant"),
+                flags=(
+                    flag("tenant", metavar="TENANT", help="the tenant's id"),
+                    flag("--runs-max", metavar="N", help="runs that workers hold at once; 0 stops its queue"),
+                    flag("--queued-max", metavar="N", help="runs that wait; more are refused with 429"),
+                    DATA_DIR,
+                    JSON,
+                ),
+                about=SET,
+                examples=("sojourn tenants set default --runs-max 20", "sojourn tenants set acme --queued-max none"),
+            ),
+        },
+    )
+}

@@ -1,0 +1,93 @@
+"""What the operator allows each tenant, and what a queued run waits for. Called by the command line and the API.
+
+The rule: a tenant's limits are changed by whoever owns the database, and by no API key.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Literal, TypeAlias
+
+import asyncpg  # type: ignore[import-untyped]
+import msgspec
+
+from sojourn.errors import NotFound
+from sojourn.store.db import Connection, Database
+from sojourn.store.roles import KEYRING
+
+LIMITS = ("runs_max", "queued_max")
+"""The columns of a tenant that an operator sets; null means what the settings say."""
+TENANTS = f"""
+select t.id, {", ".join(f"t.{name}" for name in LIMITS)},
+    coalesce(q.runs, 0) as queued, coalesce(h.runs, 0) as running
+from tenant t
+left join (select tenant, count(*) as runs from run where status = 'queued' group by tenant) q on q.tenant = t.id
+left join (select tenant, count(*) as runs from run where lease_worker is not null group by tenant) h on h.tenant = t.id
+order by t.id
+"""
+HELD_BACK = """
+select case
+    when coalesce(t.runs_max, $2) <= (
+        select count(*) from run h where h.tenant = r.tenant and h.lease_worker is not null
+    ) then 'tenant_runs_max'
+    when a.runs_max <= (
+        select count(*) from run h
+        where h.tenant = r.tenant and h.agent_name = r.agent_name and h.lease_worker is not null
+    ) then 'agent_runs_max'
+end
+from run r join tenant t on t.id = r.tenant
+left join agent a on a.tenant = r.tenant and a.name = r.agent_name
+where r.tenant = (select scope_tenant()) and r.id = $1 and r.ready
+"""
+
+HeldBack: TypeAlias = Literal["tenant_runs_max", "agent_runs_max"]
+
+
+class TenantRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A tenant, its own limits, and how many of its runs wait and are held."""
+
+    id: str
+    queued: int
+    running: int
+    limits: dict[str, int | None]
+
+
+async def tenants(db: Database) -> list[TenantRow]:
+    """Read all tenants, by id. Raises NotFound where there is no installation."""
+    async with _operating(db) as conn:
+        found = await conn.fetch(TENANTS)
+    return [
+        TenantRow(
+            id=row["id"],
+            queued=row["queued"],
+            running=row["running"],
+            limits={name: row[name] for name in LIMITS},
+        )
+        for row in found
+    ]
+
+
+async def set_limits(db: Database, tenant: str, limits: Mapping[str, int | None]) -> None:
+    """Change a tenant's limits, by the names in LIMITS; workers and API keep them at once. Raises NotFound."""
+    names = [name for name in LIMITS if name in limits]
+    changes = ", ".join(f"{name} = ${n}" for n, name in enumerate(names, 2))
+    async with _operating(db) as conn:
+        done = await conn.execute(f"update tenant set {changes} where id = $1", tenant, *(limits[n] for n in names))
+    if done == "UPDATE 0":
+        raise NotFound(f"There is no tenant {tenant}. `sojourn tenants list` lists them.")
+
+
+async def held_back(conn: Connection, run_id: str, *, tenant_runs_max: int | None) -> HeldBack | None:
+    """Name the limit that keeps a run in the queue, if one does."""
+    found: HeldBack | None = await conn.fetchval(HELD_BACK, run_id, tenant_runs_max)
+    return found
+
+
+@asynccontextmanager
+async def _operating(db: Database) -> AsyncIterator[Connection]:
+    """Lend a transaction that sees all tenants."""
+    async with db.migrator() as conn, conn.transaction():
+        await conn.execute(f"set local role {KEYRING}")
+        try:
+            yield conn
+        except asyncpg.UndefinedTableError:
+            raise NotFound("There is no installation in this database yet. `sojourn serve` makes one.") from None
