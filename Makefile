@@ -8,6 +8,8 @@ CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11
 PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 COMPILE := $(BIN)/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes --custom-compile-command 'make lock'
+LOCKS_OF_PEERS := bench/peers/requirements
+COMPILE_PEERS := $(CURDIR)/$(BIN)/uv pip compile --quiet --no-config --generate-hashes --custom-compile-command 'make lock-peers' $(UPGRADE)
 LOCKS := runtime dev examples local-model
 runtime := pyproject.toml
 dev := pyproject.toml --group dev
@@ -15,7 +17,7 @@ examples := --group examples --constraint requirements/dev.txt
 local-model := --group local-model
 
 .DEFAULT_GOAL := help
-.PHONY: help setup examples demo demo-local-model test check coverage bench drill lock schema clean
+.PHONY: help setup examples demo demo-local-model test check coverage bench bench-peers drill lock lock-peers schema clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 20
@@ -45,17 +47,24 @@ coverage: setup  ## The tests of loop/, and that they cover every branch of it
 bench: setup  ## Measure, and print each figure beside its target (BENCH=--json for a machine)
 	@$(BIN)/python -m bench $(BENCH)
 
+bench-peers: setup  ## The same agent on other products, each in .venv-peers/NAME (PEERS=dbos,aegra for some)
+	@$(BIN)/python -m bench.peers $(PEERS)
+
 drill: setup  ## Kill real processes at random points, at full size
 	@SOJOURN_DRILL=full $(BIN)/python -m pytest -m drill tests/drill tests/loop
 
 lock: setup  ## Resolve the dependencies anew (UPGRADE=--upgrade for newer versions)
 	@$(foreach lock,$(LOCKS),$(COMPILE) $(UPGRADE) $($(lock)) -o requirements/$(lock).txt >/dev/null || exit 1;)
 
+lock-peers: setup  ## Pin what the other products' venvs hold
+	@cd $(LOCKS_OF_PEERS) && for name in dbos temporal agno aegra; do $(COMPILE_PEERS) --universal --python-version 3.11 $$name.in -o $$name.txt >/dev/null || exit 1; done
+	@cd $(LOCKS_OF_PEERS) && $(COMPILE_PEERS) --no-deps --python-version 3.12 aegra-alone.in -o aegra-alone.txt >/dev/null
+
 schema: setup  ## Write docs/continuation-v1.schema.json from the types
 	@$(BIN)/python -m scripts.continuation_schema
 
 clean:  ## Remove what the other targets made
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .coverage
+	rm -rf $(VENV) .venv-peers build dist .mypy_cache .pytest_cache .ruff_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.dev: requirements/dev.txt pyproject.toml

@@ -30,8 +30,8 @@ FLAGS = (
 class OwnPostgres:
     """One server in a folder of its own, on a unix socket."""
 
-    def __init__(self, home: Home, owner: Owner) -> None:
-        self.home, self.owner = home, owner
+    def __init__(self, home: Home, owner: Owner, flags: tuple[str, ...] = FLAGS) -> None:
+        self.home, self.owner, self.flags = home, owner, flags
         self.process: subprocess.Popen[bytes] | None = None
         self.url = f"postgresql://operator@/sojourn?host={home.run}"
         self.superuser_url = f"postgresql://postgres@/sojourn?host={home.run}"
@@ -62,7 +62,7 @@ class OwnPostgres:
         other = self.owner.is_other
         with self.home.log.open("ab") as log:
             return subprocess.Popen(
-                [self._program("postgres"), "-D", self.home.data, "-k", self.home.run, *FLAGS],
+                [self._program("postgres"), "-D", self.home.data, "-k", self.home.run, *self.flags],
                 env={"LC_ALL": "C"},
                 cwd="/",
                 umask=0o077,
@@ -86,11 +86,11 @@ class OwnPostgres:
 
 
 @asynccontextmanager
-async def own_postgres() -> AsyncIterator[OwnPostgres]:
+async def own_postgres(flags: tuple[str, ...] = FLAGS) -> AsyncIterator[OwnPostgres]:
     """A server with an empty database `sojourn`, whose owner is not a superuser."""
     folder = Path(tempfile.mkdtemp(prefix="sojourn-test-"))
     home = home_in(folder)
-    postgres = OwnPostgres(home, prepare(home))
+    postgres = OwnPostgres(home, prepare(home), flags)
     await asyncio.to_thread(postgres.make)
     await postgres.start()
     try:

@@ -1,0 +1,1 @@
+"""Products that nobody sells: what the harness of `make bench-peers` is tested with."""
