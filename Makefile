@@ -17,7 +17,7 @@ examples := --group examples --constraint requirements/dev.txt
 local-model := --group local-model
 
 .DEFAULT_GOAL := help
-.PHONY: help setup examples demo demo-local-model test check coverage bench bench-peers drill lock lock-peers schema clean
+.PHONY: help setup examples demo demo-local-model test check coverage bench bench-peers bench-size drill lock lock-peers schema clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 20
@@ -43,6 +43,9 @@ check: setup  ## Format, lint, types, layout, fresh locks
 
 coverage: setup  ## The tests of loop/, and that they cover every branch of it
 	@$(BIN)/python -m pytest --numprocesses $(LANES) --cov=sojourn.loop --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=100 tests/loop
+
+bench-size: setup  ## Measure what a million finished runs cost, and their end (a quarter of an hour; 8 GiB of disk)
+	@$(BIN)/python -m bench.size $(BENCH)
 
 bench: setup  ## Measure, and print each figure beside its target (BENCH=--json for a machine)
 	@$(BIN)/python -m bench $(BENCH)

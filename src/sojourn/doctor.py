@@ -18,6 +18,7 @@ from sojourn.errors import SojournError, StoreUnavailable
 from sojourn.settings import Settings
 from sojourn.store import health, migrate
 from sojourn.store.db import Database
+from sojourn.store.retention import sizes
 from sojourn.wiring import open_database, open_sandboxes
 
 DISK_FREE_BYTES_MIN = 1 << 30
@@ -88,6 +89,8 @@ async def _database(settings: Settings) -> AsyncIterator[Finding]:
             yield await _schema(database)
             for finding in _walls(await health.walls(database)):
                 yield finding
+            if not await migrate.pending(database):
+                yield await _sizes(database, settings)
     except SojournError as error:
         yield Finding("database", False, f"{kind}: {error}")
 
@@ -103,6 +106,22 @@ async def _schema(database: Database) -> Finding:
     if missing:
         return Finding("database schema", None, detail, "`sojourn serve` applies the rest.")
     return Finding("database schema", True, detail)
+
+
+async def _sizes(database: Database, settings: Settings) -> Finding:
+    """How large the largest tables are, and what is past its time."""
+    tables = await sizes.tables(database)
+    expired = await sizes.expired(database, kept_days=settings.runs_kept_days)
+    progress = await sizes.progress(database)
+    largest = ", ".join(f"{one.name} {one.bytes / 2**20:,.1f} MiB (about {one.rows:,} rows)" for one in tables[:4])
+    since = f"the longest unused session since {progress.oldest_at:%Y-%m-%d}" if progress.oldest_at else "no session"
+    kept = f"{settings.runs_kept_days} days" if settings.runs_kept_days else "for ever"
+    whole = sum(one.bytes for one in tables) / 2**20
+    detail = (
+        f"{whole:,.1f} MiB: {largest}; {since}; runs are kept {kept}, or as their tenant says: "
+        f"{expired:,} sessions and {progress.left:,} deleted runs wait for a worker to delete them"
+    )
+    return Finding("database size", True, detail)
 
 
 def _walls(found: health.Walls) -> Iterator[Finding]:

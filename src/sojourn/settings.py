@@ -23,6 +23,7 @@ from sojourn.sandboxes.sandbox import Limits as SandboxLimits
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
 Bytes = Annotated[int, Meta(ge=1)]
+Days = Annotated[int, Meta(ge=0, le=36500)]
 
 
 class Provider(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -88,6 +89,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     stream_life_s: Seconds = 900.0
     """A stream ends after this time and the client comes back with Last-Event-ID."""
     idempotency_hours: Count = 24
+    uploads_kept_hours: Count = 24
+    """How long an uploaded image or file is kept that no run refers to."""
+    runs_kept_days: Days = 0
+    """A session goes with its runs and files once nothing of it was used for so long; 0: never."""
+    ledger_kept_days: Days = 0
+    """How long the records of what was paid are kept; 0: for ever."""
     disk_reserve_bytes: Bytes = 256 << 20
     """New runs and uploads are refused while the data folder's disk has less room; what goes on may use it up."""
 

@@ -64,15 +64,15 @@ async def test_an_operator_sets_what_a_tenant_may_use(installation: Installation
     assert (await installation.post("/v1/runs", body, expect=429))["code"] == "limit.queue"
     await sojourn("tenants", "set", "default", "--queued-max", "none")
     await installation.post("/v1/runs", body)
+    await sojourn("tenants", "set", "default", "--runs-kept-days", "30")
     shown = await sojourn("tenants", "list")
-    assert [line.split() for line in shown.out.splitlines()] == [
-        ["TENANT", "QUEUED", "RUNNING", "RUNS", "MAX", "QUEUED", "MAX"],
-        ["default", "1", "0", "20", "-"],
+    assert [" ".join(line.split()) for line in shown.out.splitlines()] == [
+        "TENANT QUEUED RUNNING RUNS MAX QUEUED MAX RUNS KEPT DAYS LEDGER KEPT DAYS",
+        "default 1 0 20 - 30 -",
     ]
     listed = await sojourn("tenants", "list", "--json")
-    assert msgspec.json.decode(listed.out) == {
-        "data": [{"id": "default", "queued": 1, "running": 0, "runs_max": 20, "queued_max": None}]
-    }
+    limits = {"runs_max": 20, "queued_max": None, "runs_kept_days": 30, "ledger_kept_days": None}
+    assert msgspec.json.decode(listed.out) == {"data": [{"id": "default", "queued": 1, "running": 0, **limits}]}
     for words, code in ((("nobody", "--runs-max", "1"), 1), (("default",), 2), (("default", "--runs-max", "-1"), 2)):
         assert (await sojourn("tenants", "set", *words)).code == code, words
 

@@ -229,7 +229,7 @@ async def furnish(database: Database, tenant: str) -> Caller:
         await writer.close()
         async with database.scoped(caller.handle) as conn:
             await catalog.create(conn, AGENT, by="ann")
-            await blobs.put(conn, f"secret of {tenant}".encode(), bytes_max=100)
+            await blobs.use(conn, await blobs.put(conn, f"secret of {tenant}".encode(), bytes_max=100), run_id=run_id)
             await idempotency.begin(conn, "once", route="r", request_digest="d", ttl_s=60)
             await issuers.sealing(conn, seal.new())
             await issuers.trust(conn, seal.new()[0], "another")

@@ -2,12 +2,22 @@
 
 from sojourn.store.db import Connection, Database
 
-WITHOUT_TENANT = {"worker", "call_share", "scope_key", "hook_key", "schema_migration"}
-ENGINE_SEES_ALL = {"tenant", "agent", "run", "inbox", "journal", "message", "ledger", "delta", "agent_spec", "session"}
-KEYRING_SEES_ALL = {"tenant", "api_key", "session", "run", "seal_key", "trusted_issuer"}
+WITHOUT_TENANT = {"worker", "call_share", "scope_key", "hook_key", "schema_migration", "tidying"}
+ENGINE_SEES_ALL = {
+    "tenant", "agent", "run", "inbox", "journal", "message", "ledger", "delta", "agent_spec", "session", "purge",
+}  # fmt: skip
+TIDIED = {"session", "run", "inbox", "journal", "message", "ledger", "delta", "blob", "blob_use", "blob_tally", "purge"}
+"""What the doors of retention delete from."""
+KEYRING_SEES_ALL = {"tenant", "api_key", "seal_key", "trusted_issuer", *TIDIED}
+NOTHING_SAID = {"purge", "blob_use", "blob_tally"}
+SECRET_TO_DOORS = {"event", "body", "data", "items", "snapshot", "result", "input", "spec"}
+"""What was said and done: doors delete it unseen."""
 FROM_DOORS_ALONE = {"api_key", "seal_key", "trusted_issuer"}
 """What the API may read, and write through a door alone."""
-SERVERS_OWN = {("worker", "sojourn_engine"), ("worker", "sojourn_keyring"), ("call_share", "sojourn_engine")}
+SERVERS_OWN = {
+    ("worker", "sojourn_engine"), ("worker", "sojourn_keyring"), ("call_share", "sojourn_engine"),
+    ("tidying", "sojourn_engine"), ("tidying", "sojourn_keyring"),
+}  # fmt: skip
 API_DELETES = {"idempotency"}
 DEFINERS = {
     "scope": {"sojourn_api", "sojourn_engine"},
@@ -24,6 +34,13 @@ DEFINERS = {
     "hook_secret": {"sojourn_api"},
     "hook_scope": {"sojourn_api"},
     "session_scope": {"sojourn_engine"},
+    "expire_sessions": {"sojourn_engine"},
+    "purge_runs": {"sojourn_engine"},
+    "expire_ledger": {"sojourn_engine"},
+    "sweep_blobs": {"sojourn_engine"},
+    "tally_blobs": set(),
+    "delete_run": {"sojourn_api"},
+    "delete_session": {"sojourn_api"},
 }
 OURS = {"sojourn_owner", "sojourn_keyring", "sojourn_api", "sojourn_engine"}
 NOT_EXTENSION = "not exists (select from pg_depend d where d.objid = {}.oid and d.deptype = 'e')"
@@ -93,12 +110,13 @@ async def _policies(conn: Connection) -> set[str]:
 async def _grants(conn: Connection) -> set[str]:
     found = await conn.fetch(
         f"""
-        select c.relname as name, c.relkind::text as kind, x.grantee::regrole::text as role, x.privilege_type as what
+        select c.relname as name, c.relkind::text as kind, x.grantee::regrole::text as role, x.privilege_type as what,
+            x.attname as column
         from pg_class c cross join lateral (
-            select * from aclexplode(c.relacl)
+            select *, null from aclexplode(c.relacl)
             union all
-            select (aclexplode(a.attacl)).* from pg_attribute a where a.attrelid = c.oid
-        ) as x
+            select (aclexplode(a.attacl)).*, a.attname from pg_attribute a where a.attrelid = c.oid
+        ) as x (grantor, grantee, privilege_type, is_grantable, attname)
         where c.relnamespace = 'public'::regnamespace and {NOT_EXTENSION.format("c")}
             and x.grantee <> c.relowner
         """
@@ -112,7 +130,9 @@ async def _grants(conn: Connection) -> set[str]:
         if role == "sojourn_api" and what == "DELETE":
             allowed = name in API_DELETES
         if name in ("journal", "message", "ledger") and what in ("UPDATE", "DELETE"):
-            allowed = False
+            allowed = (role, what) == ("sojourn_keyring", "DELETE")
+        if role == "sojourn_keyring" and name in TIDIED and what == "SELECT":
+            allowed = row["column"] not in SECRET_TO_DOORS and (row["column"] or name in NOTHING_SAID)
         if name in FROM_DOORS_ALONE and role != "sojourn_keyring":
             allowed = role == "sojourn_api" and what == "SELECT"
         if row["kind"] == "S":
@@ -175,6 +195,9 @@ HOLES = {
     "column grant": "grant select (hash) on api_key to sojourn_engine",
     "journal": "grant update (event) on journal to sojourn_engine",
     "delete": "grant delete on run to sojourn_api",
+    "deleted history": "grant delete on journal to sojourn_engine",
+    "words": "grant select (body) on message to sojourn_keyring",
+    "all words": "grant select on journal to sojourn_keyring",
     "workers": "grant select on worker to sojourn_api",
     "function": "create function extra() returns int language sql as 'select 1';"
     " grant execute on function extra to public",

@@ -110,6 +110,9 @@ async def live(busy: Database, worker: Worker, caller: Principal) -> None:
         await runs.page(conn)
         await runs.page(conn, RunFilter(session_id=session_id))
         await runs.page(conn, RunFilter(status="running"), limit=1)
+        for rare in ({"agent": "nobody's"}, {"user_id": "nobody"}, {"status": "failed", "agent": "nobody's"}):
+            assert not (await runs.page(conn, RunFilter(**rare))).rows
+        assert len((await runs.page(conn, RunFilter(agent="clerk"), limit=10)).rows) == 10
         await runs.waiting(conn)
         await runs.events(conn, hand.run_id)
         await runs.transcript(conn, hand.run_id)

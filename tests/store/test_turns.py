@@ -246,8 +246,8 @@ async def test_the_operator_sees_every_tenant_and_its_limits(database: Database)
         await worker.take(1)
         found = {row.id: (row.queued, row.running, row.limits) for row in await limits.tenants(database)}
     assert found == {
-        "a": (1, 1, {"runs_max": 1, "queued_max": 7}),
-        "b": (1, 0, {"runs_max": None, "queued_max": None}),
+        "a": (1, 1, {**dict.fromkeys(limits.LIMITS), "runs_max": 1, "queued_max": 7}),
+        "b": (1, 0, dict.fromkeys(limits.LIMITS)),
     }
     with pytest.raises(NotFound):
         await limits.set_limits(database, "nobody", {"runs_max": 1})

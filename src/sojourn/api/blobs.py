@@ -44,6 +44,7 @@ async def write(ask: Ask[None, None]) -> Answer:
             tenant_bytes_max=settings.blobs_max_bytes,
             media_type=media_type,
         )
+        await blobs.hold(connection, digest, keep_s=settings.uploads_kept_hours * 3600)
         kept = (await blobs.about(connection, (digest,)))[digest]
     return Answer(status=201, body=_seen(kept), headers={"Location": f"/v1/blobs/{digest}"})
 

@@ -30,6 +30,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "trace": "trace",
         "say": "runs",
         "cancel": "runs",
+        "delete": "runs",
         "hold": "questions.waits",
         "resume": "questions.waits",
         "signal": "questions.waits",

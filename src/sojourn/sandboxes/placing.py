@@ -55,7 +55,7 @@ async def open_here(lend: Lend, provider: Provider, *, session_id: str, host: st
     """Open a session's sandbox on this host with its newest files. Raises NotFound, Elsewhere, SandboxUnavailable."""
     async with provider.alone(session_id):
         async with lend() as conn:
-            row = await sessions.get(conn, session_id)
+            row = await sessions.lock(conn, session_id)
             if row.host not in (None, host):
                 raise Elsewhere(str(row.host))
             used_at = await sessions.touch(conn, session_id)

@@ -36,6 +36,7 @@ async def _kept(parts: Parts, place: Place, data: bytes) -> str:
                 tenant_bytes_max=parts.settings.blobs_max_bytes,
                 media_type="text/plain",
             )
+            await blobs.use(connection, digest, run_id=place.run_id)
     except SojournError as error:
         log.warning("result.not_kept", extra={"run": place.run_id, "bytes": len(data), "code": error.code})
         return "The whole could not be kept."

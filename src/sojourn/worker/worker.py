@@ -1,8 +1,8 @@
 """A worker process: it claims runs, drives each in a task, and gives them back when it is told to stop.
 
-`wiring` starts it. Five small loops run side by side: claim, read mail, beat, tidy, share. The rules: what happens to
-one run never stops another; while the database is away the worker waits and tries again; a suspended run holds
-nothing of it; once it is told to stop it claims nothing new, and every run is finished or handed back.
+`wiring` starts it. Six small loops run side by side: claim, read mail, beat, tidy, share, expire. The rules: what
+happens to one run never stops another; while the database is away the worker waits and tries again; a suspended run
+holds nothing of it; once it is told to stop it claims nothing new, and every run is finished or handed back.
 """
 
 import asyncio
@@ -24,6 +24,7 @@ from sojourn.store.tenant import idempotency
 from sojourn.worker.drive import Drive
 from sojourn.worker.parts import Parts
 from sojourn.worker.sessions import WANTED, clear, put_away, put_away_idle
+from sojourn.worker.tidying import tidy
 
 log = logging.getLogger("sojourn.worker")
 
@@ -83,6 +84,7 @@ class Worker:
                 asyncio.create_task(self._repeat(self._beat, mail)),
                 asyncio.create_task(self._repeat(self._tidy, wanted)),
                 asyncio.create_task(self._repeat(self._share, wanted)),
+                asyncio.create_task(self._repeat(self._expire, wanted)),
             ]
             try:
                 await stop.wait()
@@ -188,6 +190,11 @@ class Worker:
     async def _share(self, _: Subscription) -> None:
         """Settle with the other workers how many calls of limited providers each may have on their way."""
         await self.parts.calls.settle(self.parts.settings.beat_s)
+
+    async def _expire(self, _: Subscription) -> None:
+        """Delete what is past its time; nobody waits for it."""
+        if not await tidy(self.parts):
+            await asyncio.sleep(TIDY_S)
 
     def _until(self, due: datetime | None) -> float:
         """Seconds to sleep when the queue is empty, at most the slow poll."""

@@ -56,7 +56,7 @@ async def rest(ask: Ask[Any, Any], run_id: str) -> None:
 async def gather(connection: Connection, run_id: str, *, files: bool) -> Gathered:
     """Read a run, under its lock. Raises NotFound, Conflict, Unreadable, and SandboxUnavailable for its files."""
     source = await runs.source(connection, run_id)
-    session = await sessions.get(connection, source.continuation.session_id)
+    session = await sessions.still(connection, source.continuation.session_id)
     if files and session.host is not None:
         raise _in_use(session.host)
     agents = await catalog.closure(connection, {one.agent.digest for one in frames(source.continuation.root)})

@@ -52,7 +52,7 @@ async def import_(ask: Ask[Any, Any], connection: Connection, whole: reading.Who
     export, settings = whole.export, ask.parts.settings
     adoption = imported(export.agents, export.continuation, home(ask, ask.parts.new_id("ses")))
     await runs.arrive(connection, export.continuation, adoption.event.run_id)
-    for digest, media_type in referred(export.continuation, export.workspace).items():
+    for digest, media_type in sorted(referred(export.continuation, export.workspace).items()):
         await blobs.put(
             connection,
             whole.blobs[digest],

@@ -15,7 +15,7 @@ from sojourn.api.events import sse
 from sojourn.api.events.hub import Follower, Reader
 from sojourn.api.events.public import is_end
 from sojourn.api.route import Ask
-from sojourn.errors import SojournError
+from sojourn.errors import NotFound, SojournError
 from sojourn.loop.agent import Agent
 from sojourn.store import runs
 from sojourn.store.rows import RunRow
@@ -92,8 +92,8 @@ class Stream:
             limit = min(PAGE, until - follower.seq)
             async with self.ask.parts.database.scoped(follower.principal.handle) as connection:
                 rows = await runs.events(connection, self.run_id, after=follower.seq, limit=limit)
-            if not rows:
-                return False
+            if not rows or rows[0][0] != follower.seq + 1:
+                raise NotFound(f"Run {self.run_id} was deleted.")
             if data := b"".join(sse.row(self.run_id, self.agent, seq, event) for seq, event in rows):
                 await self.response.write(data)
             follower.seq = rows[-1][0]

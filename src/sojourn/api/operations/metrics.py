@@ -11,6 +11,8 @@ from sojourn.api.http.meter import BUCKETS_S, Meter
 from sojourn.api.route import Answer, Ask, Route
 from sojourn.errors import StoreUnavailable
 from sojourn.store import health
+from sojourn.store.retention import sizes
+from sojourn.store.retention.sizes import Progress
 from sojourn.store.rows import Counts
 
 TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -21,12 +23,14 @@ async def metrics(ask: Ask[None, None]) -> Answer:
     lines = list(_process(ask.live.meter, ask.live.hub.count))
     try:
         counts = await health.counts(ask.parts.database, tenant_runs_max=ask.parts.settings.tenant_runs_max)
+        tidied = await sizes.progress(ask.parts.database)
     except StoreUnavailable:
         lines += _metric("sojourn_database_up", "gauge", "Whether the database answers.", {"": 0})
     else:
         now = ask.parts.now()
         oldest_s = max(0.0, (now - counts.oldest_due_at).total_seconds()) if counts.oldest_due_at else 0.0
         lines += _server(counts, oldest_s)
+        lines += _kept(tidied, (now - tidied.oldest_at).total_seconds() if tidied.oldest_at else 0.0)
     return Answer(body="\n".join([*lines, ""]).encode(), headers={"Content-Type": TYPE})
 
 
@@ -58,6 +62,13 @@ def _server(counts: Counts, oldest_s: float) -> Iterator[str]:
     yield from _metric("sojourn_queue_due", "gauge", "Runs that are due, and whether a limit holds them back.", due)
     yield from _metric("sojourn_leases", "gauge", "Runs that a worker holds.", {"": running})
     yield from _metric("sojourn_workers", "gauge", "Workers alive.", {"": counts.workers})
+
+
+def _kept(tidied: Progress, oldest_s: float) -> Iterator[str]:
+    gone = {f'what="{what}"': number for what, number in sorted(tidied.gone.items())}
+    yield from _metric("sojourn_tidied_total", "counter", "What was deleted, by kind.", gone)
+    yield from _metric("sojourn_tidy_runs_left", "gauge", "Deleted runs that still have rows.", {"": tidied.left})
+    yield from _metric("sojourn_oldest_session_seconds", "gauge", "The longest unused session.", {"": oldest_s})
 
 
 def _metric(name: str, kind: str, help_: str, values: Mapping[str, float]) -> Iterator[str]:

@@ -27,7 +27,7 @@ async def heard(ask: Ask[Any, Any], connection: Connection, id_: str, given: Inp
     if isinstance(given, str):
         given = [TextPart(given)]
     wanted = [part.blob for part in given if not isinstance(part, TextPart)]
-    kept = await blobs.about(connection, wanted) if wanted else {}
+    kept = await blobs.about(connection, wanted, keep=True) if wanted else {}
     parts = tuple(_part(part, kept, f"/input/{i}") for i, part in enumerate(given) if not _is_blank(part))
     text_bytes = sum(len(part.text.encode()) for part in parts if isinstance(part, msg.Text))
     _bounded(ask, text_bytes, sum(kept[digest].size_bytes for digest in wanted))

@@ -19,6 +19,7 @@ from sojourn.loop.events import Cancelled, Said
 from sojourn.loop.messages import Message
 from sojourn.store import runs
 from sojourn.store.db import Connection
+from sojourn.store.retention import deletion
 from sojourn.store.rows import RunFilter, RunRow, Status
 from sojourn.store.sharing.limits import held_back
 
@@ -108,6 +109,13 @@ async def say(ask: Ask[shapes.Say, None]) -> Answer:
         return Answer(status=202, body=shapes.Heard(accepted=True), rings=mailed(run_id))
 
     return await once(ask, work)
+
+
+async def delete(ask: Ask[None, None]) -> Answer:
+    """Delete a run."""
+    async with ask.transaction() as connection:
+        await deletion.run(connection, ask.names["run_id"])
+    return Answer(status=204)
 
 
 async def transcript(ask: Ask[None, None]) -> Answer:
@@ -234,6 +242,18 @@ ROUTES = (
         refusals=("request.not_found", "run.ended"),
         creates=True,
         example={"reason": "no longer needed"},
+    ),
+    Route(
+        method="DELETE",
+        path="/v1/runs/{run_id}",
+        handler=delete,
+        summary="Delete a run",
+        detail="With its events, messages, and the images and files that nothing else names. What it cost stays in the "
+        "usage. It must have ended, and be the last one of its session: later runs read what earlier ones said.",
+        tag="runs",
+        scope="runs:write",
+        answers={204: (None, "It is gone")},
+        refusals=("request.not_found", "run.unfinished", "run.continued"),
     ),
     Route(
         method="POST",

@@ -9,6 +9,7 @@ from sojourn.api.http.once import once
 from sojourn.api.http.pages import Page
 from sojourn.api.route import Answer, Ask, Route
 from sojourn.store.db import Connection
+from sojourn.store.retention import deletion
 from sojourn.store.rows import SessionRow
 from sojourn.store.tenant import sessions
 
@@ -71,6 +72,13 @@ async def close(ask: Ask[None, None]) -> Answer:
     return await once(ask, work)
 
 
+async def delete(ask: Ask[None, None]) -> Answer:
+    """Delete a session."""
+    async with ask.transaction() as connection:
+        await deletion.session(connection, ask.names["session_id"])
+    return Answer(status=204)
+
+
 def _seen(row: SessionRow) -> Session:
     return Session(
         id=row.id, user_id=row.user_id, created_at=row.created_at, closed_at=row.closed_at, used_at=row.used_at
@@ -123,5 +131,16 @@ ROUTES = (
         answers={200: (Session, "The session")},
         refusals=("request.not_found", "session.busy"),
         creates=True,
+    ),
+    Route(
+        method="DELETE",
+        path="/v1/sessions/{session_id}",
+        handler=delete,
+        summary="Delete a closed session",
+        detail="With its runs and its files. What the runs cost stays in the usage.",
+        tag="sessions",
+        scope="sessions:write",
+        answers={204: (None, "It is gone")},
+        refusals=("request.not_found", "session.open"),
     ),
 )

@@ -1,9 +1,10 @@
-"""`sojourn runs`, `get`, `logs`, `say` and `cancel`: the runs that are there.
+"""`sojourn runs`, `get`, `logs`, `say`, `cancel` and `delete`: the runs that are there.
 
 The rule: looking at a run never changes it; Ctrl-C in `logs -f` only stops looking.
 """
 
 from argparse import Namespace
+from collections.abc import Callable
 from typing import Any
 
 from sojourn.cli.client import Refusal, segment
@@ -18,6 +19,10 @@ RUN = flag("run", metavar="RUN", help="the run's id")
 LOGS = """
 With --json each durable event is one line of JSON. Following survives a restart of the server; Ctrl-C
 only detaches. When --follow has seen the end of the run, the exit code tells its status.
+"""
+DELETE = """
+With all that was said and done in them, for good; what they cost stays in the usage. Of a session the
+last run goes first: later runs read what the earlier ones said. `sojourn sessions delete` takes them all.
 """
 STATUSES = ("queued", "running", "suspended", "completed", "failed", "cancelled", "quarantined")
 
@@ -108,16 +113,36 @@ def say(args: Namespace, shell: Shell) -> int:
 
 def cancel(args: Namespace, shell: Shell) -> int:
     """Cancel runs. Returns the code of the first one that could not be."""
-    client, first = shell.client(), OK
+    client = shell.client()
     body = {"reason": args.reason} if args.reason else {}
-    for run_id in args.runs:
+
+    def one(run_id: str) -> None:
+        run = client.post(f"/v1/runs/{segment(run_id)}/cancel", body)
+        shell.print_json(run) if args.json else shell.out.line(f"{run_id} is being cancelled")
+
+    return _each(args.runs, one, shell)
+
+
+def delete(args: Namespace, shell: Shell) -> int:
+    """Delete runs. Returns the code of the first one that could not be."""
+    client = shell.client()
+
+    def one(run_id: str) -> None:
+        client.json("DELETE", f"/v1/runs/{segment(run_id)}")
+        shell.print_json({"id": run_id, "deleted": True}) if args.json else shell.out.line(f"{run_id} is deleted")
+
+    return _each(args.runs, one, shell)
+
+
+def _each(run_ids: list[str], do: Callable[[str], None], shell: Shell) -> int:
+    """Do it with each run, whatever becomes of the others; the code of the first refusal."""
+    first = OK
+    for run_id in run_ids:
         try:
-            run = client.post(f"/v1/runs/{segment(run_id)}/cancel", body)
+            do(run_id)
         except Refusal as refusal:
             shell.err.line(f"sojourn: {run_id}: {refusal}", "red")
             first = first or refusal.code
-        else:
-            shell.print_json(run) if args.json else shell.out.line(f"{run_id} is being cancelled")
     return first
 
 
@@ -174,5 +199,12 @@ COMMANDS = {
             JSON,
         ),
         examples=("sojourn cancel run_01J...", 'sojourn cancel run_01J... run_01K... --reason "wrong data"'),
+    ),
+    "delete": Command(
+        "Delete runs that have ended",
+        delete,
+        flags=(flag("runs", metavar="RUN", nargs="+", help="the runs' ids"), JSON),
+        about=DELETE,
+        examples=("sojourn delete run_01J...", "sojourn delete run_01K... run_01J..."),
     ),
 }

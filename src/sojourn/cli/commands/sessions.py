@@ -106,6 +106,16 @@ def close(args: Namespace, shell: Shell) -> int:
     return OK
 
 
+def delete(args: Namespace, shell: Shell) -> int:
+    """Delete a closed session."""
+    shell.client().json("DELETE", f"/v1/sessions/{segment(args.session)}")
+    if args.json:
+        shell.print_json({"id": args.session, "deleted": True})
+    else:
+        shell.out.line(f"{args.session} is deleted, with its runs and files")
+    return OK
+
+
 def upload(client: Client, session: str, source: Path, name: str) -> Any:
     """Send a file into a session's workspace."""
     try:
@@ -167,6 +177,12 @@ COMMANDS = {
                 close,
                 flags=(SESSION, JSON),
                 examples=("sojourn sessions close ses_01J...",),
+            ),
+            "delete": Command(
+                "Delete a closed session with its runs and files",
+                delete,
+                flags=(SESSION, JSON),
+                examples=("sojourn sessions delete ses_01J...",),
             ),
         },
     )

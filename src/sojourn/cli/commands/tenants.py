@@ -22,7 +22,7 @@ COMMANDS = {
                 "List the tenants with their queues and limits",
                 served("serving", "list_tenants"),
                 flags=(DATA_DIR, JSON),
-                about="A limit that is not shown is that of the settings: tenant_runs_max, queued_runs_max.",
+                about="A limit that is not shown is that of the settings.",
                 examples=("sojourn tenants list",),
             ),
             "set": Command(
@@ -32,6 +32,12 @@ COMMANDS = {
                     flag("tenant", metavar="TENANT", help="the tenant's id"),
                     flag("--runs-max", metavar="N", help="runs that workers hold at once; 0 stops its queue"),
                     flag("--queued-max", metavar="N", help="runs that wait; more are refused with 429"),
+                    flag(
+                        "--runs-kept-days",
+                        metavar="N",
+                        help="how long sessions are kept with their runs; 0 is for ever",
+                    ),
+                    flag("--ledger-kept-days", metavar="N", help="how long it is kept what runs cost; 0 is for ever"),
                     DATA_DIR,
                     JSON,
                 ),

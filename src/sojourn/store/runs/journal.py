@@ -40,7 +40,7 @@ join message m on m.tenant = (select scope_tenant()) and m.run_id = segment.run_
 LAST_OF_SESSION = """
 select snapshot from run
 where tenant = (select scope_tenant()) and session_id = $1 and finished_at is not null
-order by finished_at desc limit 1
+order by finished_at desc limit 1 for key share
 """
 
 
@@ -125,7 +125,8 @@ def places(snapshot: Continuation) -> tuple[list[str], list[str], list[int], lis
 
 
 async def history(conn: Connection, session_id: str) -> tuple[Segment, ...]:
-    """Name the messages of a session's conversation, as its last finished run left it.
+    """Name the messages of a session's conversation, as its last finished run left it; that run stays until the
+    transaction ends.
 
     A step that was cut short is left out: a request for tools without all of its answers is no conversation.
     """

@@ -23,7 +23,14 @@ from run where tenant = (select scope_tenant())
 # The ids are ordered by time, so the primary key is the order of a page.
 PAGE = f"{COLUMNS} and id < $1 {{}} order by id desc limit $2"
 WAITING = PAGE.format("and waits is not null")
+# Finished and unfinished runs have indexes of their own.
+BOTH = f"""
+select * from (
+    ({PAGE.format("{0} and finished_at is null")}) union all ({PAGE.format("{0} and finished_at is not null")})
+) as run order by id desc limit $2
+"""
 UNFINISHED = ("queued", "running", "suspended", "quarantined")
+FAILED = ("failed", "cancelled")
 NEWEST = "zzzz"
 """A cursor above every id."""
 
@@ -54,7 +61,9 @@ async def page(
     given = {column: value for column, value in wanted.items() if value is not None}
     clauses = [f"and {column} = ${n}" for n, column in enumerate(given, 3)]
     clauses += ["and finished_at is null"] if where.status in UNFINISHED else []
-    statement = PAGE.format(" ".join(clauses))
+    clauses += [f"and status in {FAILED}"] if where.status in FAILED else []
+    both = where.status is None and where.session_id is None and given
+    statement = (BOTH if both else PAGE).format(" ".join(clauses))
     return _page(await conn.fetch(statement, after or NEWEST, limit + 1, *given.values()), limit)
 
 

@@ -14,7 +14,7 @@ from sojourn.errors import NotFound
 from sojourn.store.db import Connection, Database
 from sojourn.store.roles import KEYRING
 
-LIMITS = ("runs_max", "queued_max")
+LIMITS = ("runs_max", "queued_max", "runs_kept_days", "ledger_kept_days")
 """The columns of a tenant that an operator sets; null means what the settings say."""
 TENANTS = f"""
 select t.id, {", ".join(f"t.{name}" for name in LIMITS)},

@@ -1,7 +1,9 @@
 """Bytes by digest. Called by the API with a caller's scope, and by the worker with a lent one.
 
-The rule: a digest is what the bytes are, and the database checks it. The same bytes are kept once, with the media type
-that they first came with.
+    put    keep bytes        hold   for a while, whatever names them        use   for as long as a run is kept
+
+The rules: a digest is what the bytes are, and the database checks it. The same bytes are kept once, with the media type
+that they first came with. What nothing names goes: whoever puts a blob says in the same transaction what it is for.
 """
 
 import hashlib
@@ -16,16 +18,22 @@ HEAD_BYTES = 16
 UNKNOWN_TYPE = "application/octet-stream"
 
 PUT = """
-insert into blob (tenant, digest, bytes, data, media_type) values (scope_tenant(), $1, $2, $3, $4)
-on conflict do nothing
+insert into blob (tenant, digest, bytes, data, media_type, kept_until, look_at)
+values (scope_tenant(), $1, $2, $3, $4, now(), now())
+on conflict (tenant, digest) do update set kept_until = greatest(blob.kept_until, excluded.kept_until)
 """
+HOLD = """
+update blob set kept_until = greatest(kept_until, now() + make_interval(secs => $2))
+where tenant = (select scope_tenant()) and digest = $1
+"""
+USE = "insert into blob_use (tenant, run_id, digest) values (scope_tenant(), $2, $1) on conflict do nothing"
 GET = "select data from blob where tenant = (select scope_tenant()) and digest = $1"
 PIECE = "select substr(data, $2, $3) from blob where tenant = (select scope_tenant()) and digest = $1"
 ABOUT = f"""
 select digest, bytes as size_bytes, media_type, substr(data, 1, {HEAD_BYTES}) as head
 from blob where tenant = (select scope_tenant()) and digest = any($1::text[])
 """
-ALL_BYTES = "select coalesce(sum(bytes), 0)::bigint from blob where tenant = (select scope_tenant())"
+ALL_BYTES = "select coalesce(sum(bytes), 0)::bigint from blob_tally where tenant = (select scope_tenant())"
 
 
 class Blob(msgspec.Struct, frozen=True):
@@ -80,9 +88,20 @@ async def piece(conn: Connection, digest: str, *, offset: int, limit_bytes: int)
     return data
 
 
-async def about(conn: Connection, digests: Collection[str]) -> dict[str, Blob]:
-    """Tell what these blobs are; those that are not there are left out."""
-    return {row["digest"]: Blob(**row) for row in await conn.fetch(ABOUT, list(digests))}
+async def hold(conn: Connection, digest: str, *, keep_s: float) -> None:
+    """Keep a blob for so long from now on, for somebody who has yet to say what it is for."""
+    await conn.execute(HOLD, digest, keep_s)
+
+
+async def use(conn: Connection, digest: str, *, run_id: str) -> None:
+    """Keep a blob for as long as a run is kept. What callers say to a run is noted by the database itself."""
+    await conn.execute(USE, digest, run_id)
+
+
+async def about(conn: Connection, digests: Collection[str], *, keep: bool = False) -> dict[str, Blob]:
+    """Tell what these blobs are; those that are not there are left out. `keep` them until the transaction ends."""
+    statement = f"{ABOUT} order by digest for key share" if keep else ABOUT
+    return {row["digest"]: Blob(**row) for row in await conn.fetch(statement, list(digests))}
 
 
 def _missing(digest: str) -> NotFound:

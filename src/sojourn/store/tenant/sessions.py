@@ -21,10 +21,17 @@ UPDATE = "update session set {} where tenant = (select scope_tenant()) and id = 
 TOUCH = UPDATE.format("used_at = now()") + " returning used_at"
 WANT = UPDATE.format("wanted_at = now()")
 PLACE = UPDATE.format("host = $2, backend = $3, enforced = $4")
-SAVE = UPDATE.format(
-    "workspace = coalesce($2, workspace), host = $3, backend = coalesce($4, backend), wanted_at = null"
+# The archive that is replaced is needed no more.
+SAVE = """
+with before as (
+    select tenant, workspace from session where tenant = (select scope_tenant()) and id = $1
+), spare as (
+    update blob b set look_at = greatest(b.kept_until, now()) from before
+    where b.tenant = before.tenant and b.digest = before.workspace and b.digest <> $2 and b.look_at < 'infinity'
 )
+""" + UPDATE.format("workspace = coalesce($2, workspace), host = $3, backend = coalesce($4, backend), wanted_at = null")
 LOCK = "select from session where tenant = (select scope_tenant()) and id = $1 for update"
+STILL = "select from session where tenant = (select scope_tenant()) and id = $1 for share"
 CLOSE = """
 update session s set closed_at = coalesce(closed_at, now())
 where tenant = (select scope_tenant()) and id = $1 and not exists (
@@ -77,6 +84,12 @@ async def get(conn: Connection, session_id: str) -> SessionRow:
 async def lock(conn: Connection, session_id: str) -> SessionRow:
     """Read one session, and hold its row until the transaction ends. Raises NotFound."""
     await conn.execute(LOCK, session_id)
+    return await get(conn, session_id)
+
+
+async def still(conn: Connection, session_id: str) -> SessionRow:
+    """Read one session, which nobody changes until the transaction ends. Raises NotFound."""
+    await conn.execute(STILL, session_id)
     return await get(conn, session_id)
 
 
