@@ -7,6 +7,7 @@ for the tool `noop` in so many steps, each after so many chunks of text, and the
 import asyncio
 import re
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -79,7 +80,8 @@ class Thinker:
         self.holding += 1
         await self.let_go.wait()
         self.holding -= 1
-        await response.write(_end("stop"))
+        with suppress(ConnectionResetError):  # who asked may be dead by now
+            await response.write(_end("stop"))
 
 
 def _end(reason: str) -> bytes:

@@ -16,7 +16,7 @@ from pathlib import Path
 import uvloop
 
 from bench.figure import Figure, report, spread
-from sojourn.store import embedded, queue
+from sojourn.store import embedded, health, queue
 from sojourn.store.db import Connection, Database, connect
 from sojourn.store.migrate import migrate
 from sojourn.store.sharing import turns
@@ -82,6 +82,16 @@ async def claims(db: Database, what: str, *, room: int = 1, rounds: int = 300, c
     return spread("B9", f"claim of {room}, {what}", "ms", times[20:])
 
 
+async def counts(db: Database) -> Figure:
+    """Time what /metrics asks of the database."""
+    times = []
+    for _ in range(20):
+        began = time.perf_counter()
+        await health.counts(db)
+        times.append((time.perf_counter() - began) * 1000)
+    return spread("B9", "the queue's metrics, 201 tenants, one with 50,000", "ms", times)
+
+
 async def measure(db: Database, rows: Rows, finished: int) -> list[Figure]:
     """Every state of the queue that could make a claim slow."""
     figures = [await claims(db, "nothing queued")]
@@ -93,6 +103,7 @@ async def measure(db: Database, rows: Rows, finished: int) -> list[Figure]:
         await claims(db, "the same", room=50, rounds=60),
         await claims(db, "the same, 8 claimers at once", claimers=8),
     ]
+    figures.append(await counts(db))
     await rows.limit(1_000_000)
     figures.append(await claims(db, "the same, each with a limit that leaves room"))
     await rows.limit(None)

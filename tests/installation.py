@@ -47,31 +47,37 @@ class Installation:
         self.processes: list[asyncio.subprocess.Process] = []
         self.http: aiohttp.ClientSession
 
-    async def start(self, *arguments: str, name: str) -> asyncio.subprocess.Process:
-        """Start a `sojourn` process whose log goes to a file of the data folder."""
+    async def start(
+        self, *arguments: str, name: str, env: Mapping[str, str] | None = None
+    ) -> asyncio.subprocess.Process:
+        """Start a `sojourn` process whose log goes to a file of the data folder; `env` is its own."""
         with (self.data_dir / f"{name}.log").open("ab") as out:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "sojourn.cli", *arguments, env=self.env, stdout=out, stderr=out
+                sys.executable, "-m", "sojourn.cli", *arguments, env={**self.env, **(env or {})}, stdout=out, stderr=out
             )
         self.processes.append(process)
         return process
 
-    async def start_worker(self) -> asyncio.subprocess.Process:
-        worker = await self.start("worker", name="worker")
+    async def start_worker(self, **env: str) -> asyncio.subprocess.Process:
+        worker = await self.start("worker", name="worker", env=env)
         self.workers.append(worker)
         return worker
 
     async def start_api(self, *arguments: str) -> asyncio.subprocess.Process:
         """Start the API on a free port and wait until it is ready."""
         process = await self.start("serve", "--port", "0", *arguments, name="api")
-        self.url = await self._announced(process)
-        key = (self.data_dir / "local.key").read_text().strip()
-        self.http = aiohttp.ClientSession(self.url, headers={"Authorization": f"Bearer {key}"})
+        self.url = await self.announced(process, "api")
+        self.http = self.caller(self.url)
         return process
 
-    async def _announced(self, process: asyncio.subprocess.Process) -> str:
-        """The URL that a new API says it listens on."""
-        log = self.data_dir / "api.log"
+    def caller(self, url: str) -> aiohttp.ClientSession:
+        """A session with an API that has the local key."""
+        key = (self.data_dir / "local.key").read_text().strip()
+        return aiohttp.ClientSession(url, headers={"Authorization": f"Bearer {key}"})
+
+    async def announced(self, process: asyncio.subprocess.Process, name: str) -> str:
+        """The URL that a new API says it listens on, in the log of that name."""
+        log = self.data_dir / f"{name}.log"
         async with asyncio.timeout(START_S):
             while True:
                 for line in reversed(log.read_text().splitlines()):

@@ -155,6 +155,12 @@ class StoreUnavailable(Unavailable):
     code = "store.unavailable"
 
 
+class TooNew(Unavailable):
+    """A newer release of Sojourn wrote this, and this process cannot read it; another one may. Ask again."""
+
+    code = "release.older"
+
+
 class LeaseLost(SojournError):
     """Another worker holds this run now."""
 

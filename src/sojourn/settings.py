@@ -88,6 +88,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Open event streams of one process."""
     stream_life_s: Seconds = 900.0
     """A stream ends after this time and the client comes back with Last-Event-ID."""
+    linger_s: Annotated[float, Meta(ge=0)] = 0.0
+    """How long the API goes on answering once it was told to stop, for load balancers to see /readyz fail."""
     idempotency_hours: Count = 24
     uploads_kept_hours: Count = 24
     """How long an uploaded image or file is kept that no run refers to."""
@@ -103,8 +105,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     worker_runs_max: Count = 200
     """Runs that one worker process drives at the same time."""
-    lease_s: Seconds = 15.0
-    """How long a worker that cannot reach the database keeps its runs; a dead one loses them at once."""
+    lease_s: Annotated[float, Meta(gt=0, le=300)] = 15.0
+    """How long a worker that cannot reach the database keeps its runs; a dead one loses them at once.
+
+    It stops what it performs after four fifths of it. All workers of a database must have the same."""
     beat_s: Seconds = 1.0
     """How often a worker renews its lease and looks for dead ones."""
     drain_s: Seconds = 30.0

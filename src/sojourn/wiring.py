@@ -46,6 +46,8 @@ from sojourn.tools import toolbox
 from sojourn.tools.tool import Toolbox
 from sojourn.worker.parts import Parts
 from sojourn.worker.slots import CallSlots
+from sojourn.worker.stop import Stop
+from sojourn.worker.tenure import Tenure
 from sojourn.worker.worker import Worker
 
 log = logging.getLogger("sojourn.wiring")
@@ -53,6 +55,7 @@ log = logging.getLogger("sojourn.wiring")
 CHANNELS = ("sojourn_run", "sojourn_delta", "sojourn_work", "sojourn_inbox", "sojourn_wanted")
 BASE32 = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 DATABASE_RETRY_S = 1.0
+REST_S = 1.0
 SHUTDOWN_S = 5.0
 """How long open requests may take to end once the API stops."""
 
@@ -74,16 +77,20 @@ async def serve(settings: Settings, *, worker: bool = True, ready: Callable[[str
     async with _world(settings) as world:
         stop = _stop_on_signal()
         await _local_key(world)
-        async with _listening(world) as url:
+        async with _listening(world, stop.told) as url:
             if ready:
                 ready(url)
-            await (_work(world, stop) if worker else stop.wait())
+            if worker:
+                await _work(world, stop)
+            await stop.over(settings.linger_s)
+    await _end_rest()
 
 
 async def work(settings: Settings) -> None:
     """Drive runs until SIGTERM or SIGINT, then finish or hand back what is held. Raises SojournError."""
     async with _world(settings) as world:
         await _work(world, _stop_on_signal())
+    await _end_rest()
 
 
 async def recover_key(settings: Settings) -> str:
@@ -207,7 +214,7 @@ def open_sandboxes(settings: Settings) -> Provider:
 
 
 @asynccontextmanager
-async def _listening(world: World) -> AsyncIterator[str]:
+async def _listening(world: World, stopping: asyncio.Event) -> AsyncIterator[str]:
     """The API on its socket; the URL to reach it."""
     settings = world.settings
     application = build(
@@ -221,6 +228,7 @@ async def _listening(world: World) -> AsyncIterator[str]:
             sandboxes=world.sandboxes,
             host=_host(settings),
             now=now,
+            stopping=stopping,
             new_id=new_id,
         )
     )
@@ -248,7 +256,7 @@ async def _listen(runner: web.AppRunner, settings: Settings) -> None:
         ) from None
 
 
-async def _work(world: World, stop: asyncio.Event) -> None:
+async def _work(world: World, stop: Stop) -> None:
     """Run a worker of this process until it is told to stop and has drained."""
     settings, ring = world.settings, world.doorbell.ring
     worker_id = f"{_host(settings)}:{os.getpid()}:{secrets.token_hex(4)}"
@@ -271,6 +279,7 @@ async def _work(world: World, stop: asyncio.Event) -> None:
             prices=_prices(settings),
             calls=CallSlots(world.database, worker_id, _calls_max(settings), lease_s=settings.lease_s),
             now=now,
+            tenure=Tenure(settings.lease_s),
         )
         await Worker(parts).run(stop)
 
@@ -306,15 +315,28 @@ def _write_private(path: Path, text: str) -> None:
     fresh.replace(path)
 
 
-def _stop_on_signal() -> asyncio.Event:
-    """An event that SIGTERM and SIGINT set; a second signal ends the process at once."""
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+def _stop_on_signal() -> Stop:
+    """SIGTERM and SIGINT end the process in good order; a second one hastens it, and a third one kills it."""
+    stop, loop = Stop(), asyncio.get_running_loop()
 
-    def told() -> None:
-        stop.set()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
+    def tell() -> None:
+        if stop.told.is_set():
+            stop.hastened.set()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+        stop.told.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told)
+        loop.add_signal_handler(number, tell)
     return stop
+
+
+async def _end_rest() -> None:
+    """End what would hold the process although all is handed back: a tool that does not let itself be cancelled."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    if left and (stuck := (await asyncio.wait(left, timeout=REST_S))[1]):
+        log.error("process.tasks_stuck", extra={"tasks": len(stuck)})
+        logging.shutdown()
+        os._exit(0)

@@ -173,7 +173,9 @@ class Play:
     def delta(self, text: str, **more: Any) -> None:
         root = self.state.root
         item = msgspec.json.encode({"type": "message", "text": text, **more})
-        self.player.deltas.add((self.claimed.tenant, self.claimed.run_id, "/", root.step, root.turn.attempt), item)
+        claimed = self.claimed
+        place = (claimed.tenant, claimed.run_id, claimed.fence, "/", root.step, root.turn.attempt)
+        self.player.deltas.add(place, item)
 
     # ---- whole plays ----
 

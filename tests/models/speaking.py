@@ -142,12 +142,10 @@ async def speaking(spoken: Spoken, url: str, **more: Any) -> AsyncIterator[Endpo
         await models.close()
 
 
-async def ask(
-    models: Endpoints, request: Request = REQUEST, *, run: object | None = None
-) -> tuple[list[Delta], Message]:
+async def ask(models: Endpoints, request: Request = REQUEST, **how: Any) -> tuple[list[Delta], Message]:
     """Make one attempt and collect what it says."""
     items: list[Any] = []
-    async with aclosing(models.resolve("p:m-1")[0].stream(request, message_id="r1", run=run)) as stream:
+    async with aclosing(models.resolve("p:m-1")[0].stream(request, message_id="r1", **how)) as stream:
         async for item in stream:
             items.append(item)
     assert isinstance(items[-1], Message)

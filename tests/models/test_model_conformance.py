@@ -13,7 +13,7 @@ import pytest
 from raw_server import END, RawServer, Step, chunk, head, whole
 from speaking import DIALECTS, REQUEST, SECRET, Spoken, ask, event, speaking
 
-from sojourn.errors import Invalid
+from sojourn.errors import Invalid, LeaseLost
 from sojourn.loop.messages import Reasoning, Text, ToolCall
 from sojourn.models.model import ArgumentsDelta, Endpoint, ModelFailed, TextDelta, TimeOuts
 from sojourn.models.wire import sse, transport
@@ -362,7 +362,27 @@ async def test_a_request_of_large_and_small_pieces_arrives_whole(spoken: Spoken,
     raw.scripts = [whole(spoken.stream)]
     body = [b"a", b"b" * 500_000, b"", b"c" * 70_000, *[b"d"] * 3000, b"e" * (128 << 10), b"f"]
     sender = transport.Transport()
-    answer = await sender.post("p", f"{raw.url}/v1", headers={}, body=body, time_outs=LONG)
+    answer = await sender.post("p", f"{raw.url}/v1", headers={}, body=transport.Outgoing(body), time_outs=LONG)
     answer.close()
     await sender.close()
     assert raw.seen[0].body == b"".join(body)
+
+
+async def test_nothing_is_sent_by_who_lost_the_right_to_it_while_it_was_connected(
+    spoken: Spoken, raw: RawServer
+) -> None:
+    rights = [True, False, False]
+
+    def may_send() -> None:
+        if not rights.pop(0):
+            raise LeaseLost
+
+    raw.scripts = [whole(spoken.stream)]
+    async with speaking(spoken, raw.url, time_outs=LONG) as models:
+        await ask(models, may_send=may_send)
+        for _ in range(2):  # on the connection that was kept, and on a new one
+            with pytest.raises(ModelFailed) as caught:
+                await ask(models, may_send=may_send)
+            assert caught.value.retry
+            assert_discreet(caught.value)
+    assert (rights, len(raw.seen), raw.connections) == ([], 1, 2)

@@ -225,7 +225,7 @@ async def furnish(database: Database, tenant: str) -> Caller:
         hand = await worker.take_one()
         await hand.step(0)
         writer = DeltaWriter(database, lambda _channel, _ids: None, flush_s=0)
-        writer.add((tenant, run_id, "/", 0, 1), b"{}")
+        writer.add((tenant, run_id, hand.claimed.fence, "/", 0, 1), b"{}")
         await writer.close()
         async with database.scoped(caller.handle) as conn:
             await catalog.create(conn, AGENT, by="ann")

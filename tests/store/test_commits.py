@@ -226,7 +226,7 @@ class Deaf:
             yield connection if self._tries % 2 == 0 else self
             assert self._tries % 2 == 0
 
-    async def fetch(self, statement: str, *arguments: object) -> None:
+    async def fetch(self, statement: str, *arguments: object, timeout: float) -> None:
         async with self._database.engine() as connection:
             await connection.fetch(statement, *arguments)
         self.lost += 1

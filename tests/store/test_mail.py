@@ -58,7 +58,7 @@ async def test_no_run_ends_or_sleeps_over_mail(database: Database, status_: str)
         for read in ((), (first,)):
             with pytest.raises(commits.MailWaits):
                 await worker.committer.commit(replace(commit, inbox_ids=read))
-            assert await queue.beat(database, worker.id) == {(run_id, hand.claimed.fence)}
+            assert await queue.beat(worker.life, worker.id) == {(run_id, hand.claimed.fence)}
             async with database.scoped(caller.handle) as conn:
                 assert [seq for seq, _ in await runs.events(conn, run_id)] == [1], "nothing was written"
         await worker.committer.commit(replace(commit, inbox_ids=(first, second)))

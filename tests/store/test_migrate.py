@@ -7,6 +7,8 @@ import asyncpg
 import pytest
 
 from sojourn.errors import StoreUnavailable
+from sojourn.loop.moving.levels import LEVEL
+from sojourn.store import migrate as migrations
 from sojourn.store.db import Database, connect
 from sojourn.store.migrate import Migration, load, migrate, pending
 from sojourn.store.roles import Dsns
@@ -68,13 +70,66 @@ async def test_an_applied_file_that_changed_is_refused(fresh: Database, tmp_path
         assert refused.value.code == "store.changed_migration"
 
 
-async def test_a_database_newer_than_the_code_is_refused(fresh: Database, tmp_path: Path) -> None:
+async def test_a_release_goes_on_beside_the_next_ones_migrations(fresh: Database, tmp_path: Path) -> None:
     files = written(tmp_path)
     await migrate(fresh, files)
     for older in (files[:1], []):
-        for ask in (migrate, pending):
-            with pytest.raises(StoreUnavailable, match="The database is at migration 2 and this release knows"):
-                await ask(fresh, older)
+        assert await migrate(fresh, older) == await pending(fresh, older) == []
+
+
+async def test_a_migration_that_says_so_stops_older_releases(fresh: Database, tmp_path: Path) -> None:
+    stops = f"-- older releases stop: below level {LEVEL + 1}\n{FILES['0002_second.sql']}"
+    files = written(tmp_path, **{"0002_second": stops})
+    await migrate(fresh, files)
+    assert await migrate(fresh, files) == [], "who knows it is no older release"
+    for ask in (migrate, pending):
+        with pytest.raises(StoreUnavailable, match="at migration 2, and second is not for this release") as refused:
+            await ask(fresh, files[:1])
+        assert refused.value.code == "store.newer"
+
+
+async def test_a_list_of_migrations_from_before_levels_is_read_and_goes_on(fresh: Database, tmp_path: Path) -> None:
+    files = written(tmp_path)
+    await migrate(fresh, files[:1])
+    async with fresh.migrator() as connection:
+        await connection.execute("alter table schema_migration drop column serves")
+    assert await pending(fresh, files) == ["second"]
+    assert await migrate(fresh, files) == ["second"]
+    assert await pending(fresh, files) == []
+
+
+async def test_a_migration_waits_for_a_long_transaction_and_nobody_waits_behind_it(
+    fresh: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrations, "LOCK_WAIT_S", 0.1)
+    monkeypatch.setattr(migrations, "LOCK_REST_S", 0.3)
+    files = written(tmp_path, **{"0002_second": "alter table first add column more int"})
+    await migrate(fresh, files[:1])
+    async with fresh.migrator() as long, fresh.migrator() as other:
+        async with long.transaction():
+            await long.execute("select from first")
+            task = asyncio.create_task(migrate(fresh, files))
+            tries = asyncio.get_running_loop().time() + 2
+            while asyncio.get_running_loop().time() < tries:
+                await asyncio.wait_for(other.execute("select from first"), 1.0)
+                await asyncio.sleep(0.02)
+            assert not task.done()
+        assert await task == ["second"]
+
+
+async def test_a_migration_gives_up_in_the_end_and_says_why(
+    fresh: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("LOCK_WAIT_S", 0.02), ("LOCK_REST_S", 0.0), ("LOCK_TRIES", 3)):
+        monkeypatch.setattr(migrations, name, value)
+    files = written(tmp_path, **{"0002_second": "alter table first add column more int"})
+    await migrate(fresh, files[:1])
+    async with fresh.migrator() as long, long.transaction():
+        await long.execute("select from first")
+        with pytest.raises(StoreUnavailable, match="a transaction holds it") as refused:
+            await migrate(fresh, files)
+        assert refused.value.code == "store.locked"
+    assert await migrate(fresh, files) == ["second"]
 
 
 async def test_a_file_that_fails_leaves_nothing_and_may_be_mended(fresh: Database, tmp_path: Path) -> None:

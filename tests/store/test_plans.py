@@ -119,7 +119,7 @@ async def live(busy: Database, worker: Worker, caller: Principal) -> None:
         await runs.history(conn, session_id)
         await sessions.page(conn)
     mail = (await queue.mail(busy, [(caller.tenant, hand.run_id)]))[hand.run_id]
-    assert await queue.beat(busy, worker.id) == {(hand.run_id, hand.claimed.fence)}
+    assert await queue.beat(worker.life, worker.id) == {(hand.run_id, hand.claimed.fence)}
     await queue.steal(busy, 3600)
     await health.counts(busy)
     await hand.commit(release=Release(status="queued"), inbox=[id for id, _ in mail])

@@ -110,7 +110,7 @@ async def test_a_run_that_cannot_be_driven_rests_longer_each_time(database: Data
             lease = (run_id, (await worker.take_one()).claimed.fence)
             await queue.give_back(database, other.id, [lease])
             await queue.give_back(database, worker.id, [(run_id, lease[1] - 1)])
-            assert await queue.beat(database, worker.id) == {lease}, "only who holds it can give it back"
+            assert await queue.beat(worker.life, worker.id) == {lease}, "only who holds it can give it back"
             await queue.give_back(database, worker.id, [lease])
             rests.append(await engine.fetchval("select extract(epoch from due_at - now()) from run"))
             await engine.execute("update run set due_at = now()")
@@ -196,8 +196,8 @@ async def test_a_dead_worker_is_seen_at_once(database: Database) -> None:
                 await asyncio.sleep(0.001)
         assert stolen == [run_id]
         fence = (await living.take_one()).claimed.fence
-        assert await queue.beat(database, "dying") == frozenset()
-        assert await queue.beat(database, "living") == {(run_id, fence)}
+        assert await queue.beat(living.life, "dying") == frozenset()
+        assert await queue.beat(living.life, "living") == {(run_id, fence)}
 
 
 async def test_a_worker_that_is_cut_off_loses_its_runs_after_the_lease(database: Database) -> None:
@@ -207,7 +207,7 @@ async def test_a_worker_that_is_cut_off_loses_its_runs_after_the_lease(database:
         hand = await worker.take_one()
         await engine.execute("update worker set seen_at = now() - interval '20 seconds'")
         assert await queue.steal(database, 30) == []
-        assert await queue.beat(database, worker.id) == {(run_id, hand.claimed.fence)}
+        assert await queue.beat(worker.life, worker.id) == {(run_id, hand.claimed.fence)}
         assert await queue.steal(database, 15) == [], "a heartbeat renews the lease"
         await engine.execute("update worker set seen_at = now() - interval '20 seconds'")
         assert await queue.steal(database, 15) == [run_id]
@@ -224,7 +224,7 @@ async def test_a_worker_takes_its_lock_again_after_its_connection_was_lost(datab
         async with hired(database) as again:
             assert again.id == worker.id
             assert await queue.steal(database, 3600) == []
-            assert await queue.beat(database, worker.id) == {(run_id, hand.claimed.fence)}
+            assert await queue.beat(again.life, worker.id) == {(run_id, hand.claimed.fence)}
             await hand.commit(asked(0))
 
 

@@ -35,6 +35,8 @@ from sojourn.store.tenant import sessions
 from sojourn.tools import toolbox
 from sojourn.worker.parts import Parts
 from sojourn.worker.slots import CallSlots
+from sojourn.worker.stop import Stop
+from sojourn.worker.tenure import Tenure
 from sojourn.worker.worker import Worker
 
 CHANNELS = ("sojourn_run", "sojourn_delta", "sojourn_work", "sojourn_inbox", "sojourn_wanted")
@@ -59,9 +61,7 @@ class Thinker:
     def resolve(self, reference: str) -> tuple["Thinker", str]:
         return self, reference
 
-    async def stream(
-        self, request: Request, *, message_id: str, run: object | None = None
-    ) -> AsyncGenerator[Message, None]:
+    async def stream(self, request: Request, *, message_id: str, **_: object) -> AsyncGenerator[Message, None]:
         self.heard.append(request)
         place = sum(message.role == "assistant" for message in request.messages)
         turn = self.turns[place] if place < len(self.turns) else DONE
@@ -138,13 +138,14 @@ async def working(
             prices=SevenEach(),  # type: ignore[arg-type]
             calls=CallSlots(database, name, calls_max or {}, lease_s=settings.get("lease_s", 15.0)),
             now=now,
+            tenure=Tenure(settings.get("lease_s", 15.0)),
         )
-        worker, stop = Worker(parts), asyncio.Event()
+        worker, stop = Worker(parts), Stop()
         task = asyncio.create_task(worker.run(stop))
         try:
             yield worker
         finally:
-            stop.set()
+            stop.told.set()
             await task
             await deltas.close()
 

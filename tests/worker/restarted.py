@@ -22,7 +22,7 @@ from sojourn.models.simulator.script import Call, Rule, Script, When
 from sojourn.sandboxes.bwrap import BwrapProvider
 
 TOOLS = '''
-import os
+import asyncio, os
 from sojourn.tools.functions import tool
 
 def record(line):
@@ -41,6 +41,18 @@ def ship(to: str, *, context) -> str:
     """Has an effect that the outside deduplicates by key."""
     record(f"{context.run_id} ship {to}")
     return f"shipped to {to}"
+
+@tool(effect="idempotent")
+async def stubborn(*, context) -> str:
+    """Does not let itself be cancelled, so many times."""
+    tries = int(os.environ.get("STUBBORN", "1000000"))
+    record(f"{context.run_id} begun")
+    while tries:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            tries -= 1
+    return "let go"
 
 @tool(effect="read")
 def report(kb: int) -> str:
@@ -75,7 +87,7 @@ class Company(Installation):
 
     def __init__(self, data_dir: Path, simulator: Simulator, **env: str) -> None:
         self.effects = data_dir / "effects"
-        tools = offer_tools(data_dir, TOOLS + PAY, "charge", "ship", "report", "pay")
+        tools = offer_tools(data_dir, TOOLS + PAY, "charge", "ship", "report", "pay", "stubborn")
         own = {"EFFECTS": str(self.effects), "PYTHONDONTWRITEBYTECODE": "1", "SOJOURN_BEAT_S": "0.2"}
         super().__init__(data_dir, simulator.url, {**tools, **own, **env})
         self.simulator = simulator

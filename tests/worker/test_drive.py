@@ -10,6 +10,7 @@ from sojourn.loop import events as ev
 from sojourn.loop.messages import said
 from sojourn.store.rows import Commit, Opened
 from sojourn.worker.drive import Drive
+from sojourn.worker.tenure import Tenure
 
 
 class Committer:
@@ -26,13 +27,22 @@ class Committer:
         self.commits.append(commit)
 
 
+def lasting() -> Tenure:
+    """A tenure that does not end."""
+    tenure = Tenure(1e9)
+    tenure.renew(tenure.now_s())
+    return tenure
+
+
 def nobody(reference: str) -> Any:
     raise Invalid(f"There is no {reference}.")
 
 
 async def test_mail_that_comes_during_a_commit_is_taken_once_and_read_off_the_inbox() -> None:
     run, committer = Run(), Committer()
-    parts: Any = SimpleNamespace(now=run.at, committer=committer, models=SimpleNamespace(resolve=nobody))
+    parts: Any = SimpleNamespace(
+        now=run.at, committer=committer, models=SimpleNamespace(resolve=nobody), tenure=lasting()
+    )
     claimed: Any = SimpleNamespace(tenant="t", run_id="run_1", fence=1, claims=1)
     drive = committer.drive = Drive(parts, claimed, Opened(continuation=run.state, agents={}), run.agents)
     await drive.run()

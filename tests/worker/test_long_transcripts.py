@@ -33,9 +33,7 @@ class Digger(Thinker):
         self.notes, self.window = notes, window
         self.written: list[Request] = []
 
-    async def stream(
-        self, request: Request, *, message_id: str, run: object | None = None
-    ) -> AsyncGenerator[Message, None]:
+    async def stream(self, request: Request, *, message_id: str, **_: object) -> AsyncGenerator[Message, None]:
         source, used = Source("sim", "sim", "sim"), Usage(input=input_tokens(request), output=5)
         if request.system == SUMMARY:
             self.written.append(request)

@@ -1,5 +1,6 @@
 """What the API is built from. `wiring` makes one for a process; handlers reach it through what they are asked with."""
 
+import asyncio
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -37,5 +38,7 @@ class Api:
     host: str = field(default_factory=socket.gethostname)
     """The name under which workers of this machine place sandboxes."""
     now: Callable[[], datetime]
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once the process was told to stop: what it still answers, it answers soon."""
     new_id: Callable[[str], str]
     """A fresh, time-ordered id with a prefix: `new_id("run")` is `run_` and 26 characters."""

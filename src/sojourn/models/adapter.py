@@ -5,7 +5,7 @@ goes wrong in it leaves here as ModelFailed.
 """
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from urllib.parse import urlsplit
 
 from sojourn.errors import Invalid
@@ -16,7 +16,7 @@ from sojourn.models.model import Delta, Endpoint, ModelFailed, Request
 from sojourn.models.wire.failures import interrupted_by, problem, refused, retry_after_s
 from sojourn.models.wire.keys import Key, Keys
 from sojourn.models.wire.sse import Event, EventParser, EventTooLarge
-from sojourn.models.wire.transport import Answer, Transport
+from sojourn.models.wire.transport import Answer, Outgoing, Transport
 
 
 class HttpModel:
@@ -35,13 +35,18 @@ class HttpModel:
         self._kept = kept
 
     async def stream(
-        self, request: Request, *, message_id: str, run: object | None = None
+        self,
+        request: Request,
+        *,
+        message_id: str,
+        run: object | None = None,
+        may_send: Callable[[], None] = lambda: None,
     ) -> AsyncIterator[Delta | Message]:
         """Make one attempt; see the port."""
         forced = "json_schema" in (request.tool_mode, self._endpoint.tool_mode) and bool(request.tools)
         dialect = self._dialects[forced]
         reply = dialect.reply(request, self.provider, message_id=message_id)
-        answer = await self._ask(dialect, dialect.body(request, self._endpoint, self._kept.of(run)))
+        answer = await self._ask(dialect, Outgoing(dialect.body(request, self._endpoint, self._kept.of(run)), may_send))
         del request  # its images and files are no more needed
         try:
             parser = EventParser()
@@ -61,7 +66,7 @@ class HttpModel:
         except EventTooLarge as error:
             raise ModelFailed("protocol", f"'{self.provider}': {error}.", retry=False) from None
 
-    async def _ask(self, dialect: Dialect, body: list[bytes]) -> Answer:
+    async def _ask(self, dialect: Dialect, body: Outgoing) -> Answer:
         """Post the request; returns an answer that streams. Raises ModelFailed."""
         key = self._keys.take()
         headers = dialect.headers(key.secret if key else None) | self._endpoint.headers

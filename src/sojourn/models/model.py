@@ -7,7 +7,7 @@ attempt and keeps no state between attempts: whether and when to try again, and 
 loop.
 """
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Literal, Protocol
 
 import msgspec
@@ -97,12 +97,18 @@ class Model(Protocol):
     dialect: str
 
     def stream(
-        self, request: Request, *, message_id: str, run: object | None = None
+        self,
+        request: Request,
+        *,
+        message_id: str,
+        run: object | None = None,
+        may_send: Callable[[], None] = lambda: None,
     ) -> AsyncGenerator[Delta | Message, None]:
         """Make one attempt: deltas as they come, then exactly one whole assistant Message, last.
 
         The message's `source`, `stop` and `usage` are filled in. Raises ModelFailed. Closing the iterator closes the
         connection to the provider. What is written of the transcript may be kept for as long as the object `run` lives.
+        `may_send` is asked once a connection is there and nothing was sent; what it raises keeps it so.
         """
         ...
 

@@ -22,7 +22,8 @@ import msgspec
 from sojourn.errors import Invalid, LeaseLost, SojournError, StoreUnavailable
 from sojourn.loop.continuation import pending
 from sojourn.loop.events import Decided
-from sojourn.store.db import Database
+from sojourn.loop.moving.levels import needed
+from sojourn.store.db import ANSWER_S, Database
 from sojourn.store.rows import Commit, LedgerRow
 from sojourn.store.runs.journal import JournalRow, rows
 from sojourn.store.runs.snapshots import encode, freeze, text
@@ -33,9 +34,10 @@ COMMIT = """
 with done as materialized (
     select * from unnest($2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bytea[], $8::text[],
         $9::timestamptz[], $10::bigint[], $11::int[], $12::bigint[], $13::bigint[], $14::bigint[], $15::bigint[],
-        $16::bigint[], $17::bigint[], $18::json[], $19::text[], $20::text[], $21::text[], $22::json[])
+        $16::bigint[], $17::bigint[], $18::json[], $19::text[], $20::text[], $21::text[], $22::json[], $50::integer[])
     with ordinality as done (tenant, id, fence, before, after, snapshot, status, due_at, mail_read, steps, input,
-        cache_read, cache_write, output, reasoning, usd_micros, waits, result, error_code, error_detail, limits, n)
+        cache_read, cache_write, output, reasoning, usd_micros, waits, result, error_code, error_detail, limits,
+        needs, n)
 ), saved as (
     update run r set
         seq = done.after,
@@ -54,6 +56,7 @@ with done as materialized (
         error_code = done.error_code,
         error_detail = done.error_detail,
         limits = coalesce(done.limits, r.limits),
+        needs = greatest(r.needs, done.needs),
         lease_worker = case when done.status is null then r.lease_worker end,
         status = coalesce(done.status, r.status),
         due_at = case
@@ -230,10 +233,10 @@ class Committer:
     async def _write(self, commits: list[Commit]) -> list[Verdict]:
         """Write a group once."""
         async with self._db.engine() as connection:
-            found = await connection.fetch(COMMIT, self._worker_id, *_arrays(commits))
+            found = await connection.fetch(COMMIT, self._worker_id, *_arrays(commits), timeout=ANSWER_S)
             saved: dict[int, Verdict] = {row["n"] - 1: "ready" if row["ready"] else "saved" for row in found}
             return [
-                saved.get(n) or await connection.fetchval(JUDGE, *_evidence(commit), self._worker_id)
+                saved.get(n) or await connection.fetchval(JUDGE, *_evidence(commit), self._worker_id, timeout=ANSWER_S)
                 for n, commit in enumerate(commits)
             ]
 
@@ -278,6 +281,7 @@ def _arrays(commits: list[Commit]) -> list[Any]:
         ),
         *_columns(14, ((n, *_ledger(row)) for n, commit in enumerate(commits, 1) for row in commit.ledger)),
         *_columns(2, ((n, id) for n, commit in enumerate(commits, 1) for id in commit.inbox_ids)),
+        [needed(commit.after) for commit in commits],
     ]
 
 

@@ -21,10 +21,19 @@ from sojourn.store.roles import API, ENGINE, OWNER, READY, Dsns, administrator_s
 
 MAJOR_MIN = 16
 CLOSE_S = 10.0
+ANSWER_S = 10.0
+"""How long a worker waits for a statement that is quick wherever the database can be reached."""
 ROLES_LOCK = 0x504A_0001
 OUTAGE_STATES = ("08", "25006", "25P03", "28", "3D", "40", "53", "55P03", "57", "58", "XX")
 """SQLSTATE beginnings. Source: PostgreSQL 18, appendix A: connection, read-only (a demoted server), idle too long,
 login, no such database, rollback by conflict, resources, lock time-out, operator, system, internal."""
+CUT = {
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "2",
+    "tcp_user_timeout": "20000",
+}
+"""The server lets go of a client that was cut off, with its locks, after 20 s and not after two hours."""
 LOGIN_STATES = ("28", "3D")
 DISK_FULL = "53100"
 Connection: TypeAlias = asyncpg.Connection
@@ -81,8 +90,15 @@ class Database:
 
     async def listener(self) -> Connection:
         """Open a connection for LISTEN and NOTIFY, which the caller closes."""
+        return await self._alone(self._dsns.api, API)
+
+    async def life(self) -> Connection:
+        """Open a connection of `sojourn_engine` for a worker to live by, which the caller closes."""
+        return await self._alone(self._dsns.engine, ENGINE)
+
+    async def _alone(self, dsn: str, role: str) -> Connection:
         with edge():
-            return await self._open(self._dsns.api, role=API, statement_timeout_s=self._options.statement_timeout_s)
+            return await self._open(dsn, role=role, statement_timeout_s=self._options.statement_timeout_s)
 
     async def open(self) -> None:
         """Make the first connection, so that what is wrong shows now."""
@@ -111,7 +127,11 @@ class Database:
         """Lend a connection of a pool."""
         with edge():
             async with pool.acquire(timeout=self._options.acquire_timeout_s) as connection:
-                yield connection
+                try:
+                    yield connection
+                except TimeoutError:
+                    connection.terminate()  # the driver would wait for its answer before it lets it go
+                    raise
 
     def _pool(self, dsn: str, role: str, **arguments: Any) -> asyncpg.Pool:
         """Make a pool that opens connections when they are needed."""
@@ -126,6 +146,7 @@ class Database:
             "role": role,
             "application_name": role.replace("_", "-"),
             "statement_timeout": str(int(statement_timeout_s * 1000)),
+            **CUT,
         }
         arguments: dict[str, Any] = pool_arguments | {
             "timeout": self._options.connect_timeout_s,

@@ -1,7 +1,8 @@
 """Deltas: pieces of streams on their way to whoever watches. Written by the worker, read by the API.
 
-The rule: nobody needs them. They are collected for some milliseconds, written without waiting for the disk, dropped
-under pressure (the oldest first), and forgotten soon; the journal has the whole message.
+The rules: nobody needs them, and only the holder of a run's lease adds to them. They are collected for some
+milliseconds, written without waiting for the disk, dropped under pressure (the oldest first), and forgotten soon; the
+journal has the whole message.
 """
 
 import asyncio
@@ -10,14 +11,24 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Mapping
 
-from sojourn.store.db import Connection, Database
+from sojourn.store.db import ANSWER_S, Connection, Database
 from sojourn.store.rows import DeltaRow
 
 log = logging.getLogger("sojourn.store")
 
+# The limit keeps the planner from reading all runs for a batch of few; and it cannot look into what a subselect gives,
+# so that it plans once for batches of all sizes.
 WRITE = """
 insert into delta (tenant, run_id, frame_id, step, attempt, items)
-select * from unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::int[], $6::bytea[])
+select tenant, run_id, frame_id, step, attempt, items
+from unnest((select $1::text[]), (select $2::text[]), (select $3::bigint[]), (select $4::text[]),
+    (select $5::int[]), (select $6::int[]), (select $7::bytea[]))
+    as piece (tenant, run_id, fence, frame_id, step, attempt, items)
+cross join lateral (
+    select from run r
+    where r.tenant = piece.tenant and r.id = piece.run_id and r.fence = piece.fence and r.lease_worker is not null
+    limit 1
+) as held
 """
 READ = """
 select place.run_id, one.* from unnest($1::text[], $2::bigint[]) as place (run_id, after)
@@ -35,8 +46,8 @@ BYTES_MAX = 8 << 20
 REST, WRITES = 16, 4
 """The pause, in times of the shortest of the last writes: a single one may have had to wait for a core."""
 
-Place = tuple[str, str, str, int, int]
-"""Tenant, run, frame, step, attempt."""
+Place = tuple[str, str, int, str, int, int]
+"""Tenant, run, fence, frame, step, attempt."""
 
 
 class DeltaWriter:
@@ -88,7 +99,7 @@ class DeltaWriter:
             columns = [list(column) for column in zip(*batch, strict=True)]
             items = [b"[" + b",".join(found) + b"]" for found in batch.values()]
             began = time.monotonic()
-            await engine.execute(WRITE, *columns, items)
+            await engine.execute(WRITE, *columns, items, timeout=ANSWER_S)
             took_s.append(time.monotonic() - began)
             self._ring("sojourn_delta", {run_id for _, run_id, *_ in batch})
             await asyncio.sleep(min(self._flush_s, REST * min(took_s)))

@@ -10,9 +10,9 @@
     lives      ask whether a host has had a worker of late
     lent       borrow the scope of a held run, for its files
 
-The rules: a run is claimable exactly when `due_at` has come; nobody waits for a row that another claimer looks at; and
-a lease, named by run and fence, is as good as its worker: seen dead at once when its connection drops, and after
-`lease_s` when it is cut off.
+The rules: a run is claimable exactly when `due_at` has come and this release can read it; nobody waits for a row that
+another claimer looks at; and a lease, named by run and fence, is as good as its worker: seen dead at once when its
+connection drops, and after `lease_s` when it is cut off.
 """
 
 import logging
@@ -28,13 +28,13 @@ from sojourn.loop import events as ev
 from sojourn.loop.agent import Agent
 from sojourn.loop.continuation import frames
 from sojourn.loop.messages import Message
-from sojourn.store.db import Connection, Database, edge
+from sojourn.loop.moving.levels import LEVEL
+from sojourn.store.db import ANSWER_S, Connection, Database, closed_on_error, edge
 from sojourn.store.rows import Claimed, Opened
 from sojourn.store.runs.journal import places
 from sojourn.store.runs.quarantine import quarantine
 from sojourn.store.runs.snapshots import body, thaw, whole
 from sojourn.store.sharing import turns
-from sojourn.store.sharing.turns import READS
 
 log = logging.getLogger("sojourn.store")
 
@@ -43,8 +43,11 @@ CLAIMS_MAX = 8
 LOCKS = 0x504A
 """The space of the advisory locks that workers hold."""
 
-REGISTER = """
-insert into worker (id, lock_key, host, pid, version, reads) values ($1, $2, $3, $4, $5, $6)
+LOCK = "select key from nextval('worker_key') as key, lateral pg_advisory_lock($1, key::integer)"
+# The server must not let the lock of a cut-off worker go before its lease is over, whatever its own settings say.
+LASTING = "set tcp_keepalives_idle = 600; set tcp_user_timeout = 600000"
+REGISTER = f"""
+insert into worker (id, lock_key, host, pid, version, reads) values ($1, $2, $3, $4, $5, {LEVEL})
 on conflict (id) do update
     set lock_key = excluded.lock_key, host = excluded.host, pid = excluded.pid, version = excluded.version,
         reads = excluded.reads, locked_at = now(), seen_at = now()
@@ -125,18 +128,15 @@ _agent = msgspec.json.Decoder(Agent)
 async def register(db: Database, worker_id: str, *, host: str, pid: int, version: str) -> Connection:
     """Make a worker known, and give the connection that it lives as long as; the caller closes it.
 
-    Call it again with the same id when that connection is lost.
+    Call it again with the same id when that connection is lost, or does not answer: the lock of the one before counts
+    no more.
     """
-    async with db.engine() as engine:
-        lock_key = await engine.fetchval("select nextval('worker_key')")
-        life = await db.listener()  # any session can hold the lock, and this one is ours alone
-        try:
-            with edge():
-                await life.execute("select pg_advisory_lock($1, $2)", LOCKS, lock_key)
-            await engine.execute(REGISTER, worker_id, lock_key, host, pid, version, READS)
-        except BaseException:
-            life.terminate()
-            raise
+    life = await db.life()
+    async with closed_on_error(life):
+        with edge():
+            await life.execute(LASTING)
+            lock_key = await life.fetchval(LOCK, LOCKS)
+            await life.execute(REGISTER, worker_id, lock_key, host, pid, version)
     return life
 
 
@@ -211,7 +211,7 @@ async def open(db: Database, claimed: Claimed, *, known: Collection[str] = ()) -
     wanted = {frame.agent.digest for frame in frames(claimed.snapshot.root)} - set(known)
     arguments = [claimed.tenant, claimed.run_id, *places(claimed.snapshot), list(wanted), list(known)]
     async with db.engine() as engine:
-        found = await engine.fetch(OPEN, *arguments)
+        found = await engine.fetch(OPEN, *arguments, timeout=ANSWER_S)
     bodies: dict[tuple[str, int], Message] = {}
     inbox: list[tuple[int, bytes]] = []
     agents: dict[str, Agent] = {}
@@ -232,7 +232,8 @@ async def open(db: Database, claimed: Claimed, *, known: Collection[str] = ()) -
 async def mail(db: Database, runs: Collection[tuple[str, str]]) -> dict[str, Letters | Unreadable]:
     """Read what was posted to these runs (tenant, run id); runs without mail are left out."""
     async with db.engine() as engine:
-        found = await engine.fetch(MAIL, [tenant for tenant, _ in runs], [run_id for _, run_id in runs])
+        asked = [tenant for tenant, _ in runs], [run_id for _, run_id in runs]
+        found = await engine.fetch(MAIL, *asked, timeout=ANSWER_S)
     rows: dict[str, list[tuple[int, bytes]]] = {}
     for run_id, number, data in found:
         rows.setdefault(run_id, []).append((number, data))
@@ -253,10 +254,10 @@ def _letters(run_id: str, rows: Iterable[tuple[int, bytes]]) -> Letters:
         raise Unreadable(f"Run {run_id} has mail that this release cannot read: {error}.") from None
 
 
-async def beat(db: Database, worker_id: str) -> frozenset[Lease]:
-    """Renew the worker's leases and name those that it still holds."""
-    async with db.engine() as engine:
-        return frozenset(_lease(row) for row in await engine.fetch(BEAT, worker_id))
+async def beat(life: Connection, worker_id: str) -> frozenset[Lease]:
+    """Renew the worker's leases over the connection of `register`, and name those that it still holds."""
+    with edge():
+        return frozenset(_lease(row) for row in await life.fetch(BEAT, worker_id))
 
 
 async def give_back(db: Database, worker_id: str, leases: Collection[Lease]) -> None:
@@ -265,13 +266,13 @@ async def give_back(db: Database, worker_id: str, leases: Collection[Lease]) -> 
         await engine.execute(GIVE_BACK, worker_id, [run_id for run_id, _ in leases], [fence for _, fence in leases])
 
 
-async def steal(db: Database, lease_s: float) -> list[str]:
+async def steal(db: Database, lease_s: float | None) -> list[str]:
     """Make the runs of dead workers due, and name them.
 
-    Dead is who lost the connection of `register`, or was not heard of for `lease_s`.
+    Dead is who lost the connection of `register`, or was not heard of for `lease_s`, if that is given.
     """
     async with db.engine() as engine:
-        stolen = [row["id"] for row in await engine.fetch(STEAL, lease_s)]
+        stolen = [row["id"] for row in await engine.fetch(STEAL, lease_s, timeout=ANSWER_S)]
         await engine.execute(FORGET)
     return stolen
 

@@ -187,7 +187,8 @@ def _notes(parts: Parts, effect: CallModel, found: window.Reduction, before: str
 async def _asked(parts: Parts, place: Place, effect: CallModel, notes: Request) -> Message:
     """Ask for the notes once. Raises ModelFailed, and whatever else the adapter refuses."""
     model, _ = parts.models.resolve(effect.model)
-    async with aclosing(model.stream(notes, message_id=f"{effect.frame}~{effect.step}")) as stream:
+    name = f"{effect.frame}~{effect.step}"
+    async with aclosing(model.stream(notes, message_id=name, may_send=parts.tenure.check)) as stream:
         async for item in stream:
             if isinstance(item, Message) and item.text:
                 return item

@@ -32,6 +32,8 @@ from sojourn.worker.perform import perform, stop
 log = logging.getLogger("sojourn.worker")
 
 STORE_RETRY_S = 0.5
+LET_GO_S = 20.0
+"""How long what was cancelled may take to end, before the run is left to others all the same."""
 SKEW_MAX = timedelta(seconds=60)
 
 Leaving = Literal["soon", "now", "lost"]
@@ -67,6 +69,8 @@ class Drive:
         self.mail_seen = 0
         self.starting: list[Effect] = []
         self.running: dict[Key, tuple[Effect, asyncio.Task[None]]] = {}
+        self.begun: set[Key] = set()
+        """Those of them that the lease let begin."""
         self.stopping: list[asyncio.Task[None]] = []
         for event in in_flight(self.state, self.state.updated_at):
             self.happened.put_nowait(event)
@@ -88,8 +92,21 @@ class Drive:
 
     def leave(self, how: Leaving) -> None:
         """Let the run go: `soon` lets finish what is in flight, `now` leaves that to others, `lost` is too late."""
-        self.leaving = how
+        if self.leaving != "lost":
+            self.leaving = how
+        if how == "lost":
+            for _, task in self.running.values():
+                task.cancel()
         self.happened.put_nowait(None)
+
+    def interrupt(self) -> None:
+        """End what has begun, as a crash of this process would have; the run may be another worker's by now."""
+        for lost in in_flight(self.state, self.parts.now()):
+            key = _lost_key(lost)
+            if key in self.begun:
+                self.running.pop(key)[1].cancel()
+                self.begun.remove(key)
+                self.happened.put_nowait(lost)
 
     # ---- the pipeline ----
 
@@ -108,7 +125,8 @@ class Drive:
             left = [task for _, task in self.running.values()]
             for task in left:
                 task.cancel()
-            await asyncio.gather(*left, *self.stopping, return_exceptions=True)
+            if left := [*left, *self.stopping]:
+                await asyncio.wait(left, timeout=LET_GO_S)
 
     def _early(self) -> bool:
         """Whether the database's clock called before ours: then the little that is left is waited for here."""
@@ -265,11 +283,15 @@ class Drive:
                 self.running[_key(effect)] = (effect, asyncio.create_task(self._perform(effect)))
 
     async def _perform(self, effect: Effect) -> None:
+        key = _key(effect)
+        await self.parts.tenure.held()
+        self.begun.add(key)
         try:
             event: ev.Event | None = await perform(self.parts, self.place, self.agents[effect.agent], effect)
         except Exception as error:  # a bug: without an answer the run would wait for ever
             self.broken, event = error, None
-        self.running.pop(_key(effect), None)
+        self.running.pop(key, None)
+        self.begun.discard(key)
         self.happened.put_nowait(event)
 
     async def _next(self) -> ev.Event | None:
@@ -285,6 +307,7 @@ class Drive:
         """End what still runs for attempts that no answer can reach any more: cancelled, failed or over budget."""
         for key in self.running.keys() - self._alive() if self.running else ():
             effect, task = self.running.pop(key)
+            self.begun.discard(key)
             task.cancel()
             self.stopping.append(asyncio.create_task(stop(self.parts, self.place, effect)))
 

@@ -17,6 +17,7 @@ from sojourn.store.doorbell import Doorbell
 from sojourn.store.rows import Claimed
 from sojourn.tools.tool import Toolbox
 from sojourn.worker.slots import CallSlots
+from sojourn.worker.tenure import Tenure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class Parts:
     prices: Prices
     now: Callable[[], datetime]
     calls: CallSlots
+    tenure: Tenure
     moving: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(4))
     """So many sandboxes are opened or put away at once: each may hold an archive in memory meanwhile."""
 

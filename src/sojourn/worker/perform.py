@@ -14,8 +14,9 @@ import msgspec
 from msgspec.structs import replace
 
 from sojourn.errors import Refused, SojournError, Unavailable
+from sojourn.loop import agent as pinned
 from sojourn.loop import events as ev
-from sojourn.loop.agent import Agent, Tool
+from sojourn.loop.agent import Agent
 from sojourn.loop.continuation import Failure
 from sojourn.loop.effects import CallModel, CallTool, Effect
 from sojourn.loop.messages import Message
@@ -24,7 +25,7 @@ from sojourn.models.model import Delta, ModelFailed, Request
 from sojourn.sandboxes.sandbox import Sandbox
 from sojourn.store import queue
 from sojourn.store.tenant import blobs
-from sojourn.tools.tool import Misused, Outcome
+from sojourn.tools.tool import Misused, Outcome, Tool
 from sojourn.worker.asking import request
 from sojourn.worker.parts import Parts, Place
 from sojourn.worker.results import told
@@ -80,9 +81,10 @@ async def _stream(parts: Parts, place: Place, asked: Request, effect: CallModel)
     first: datetime | None = None
     message: Message | None = None
     asked = replace(asked, blobs=await _attached(parts, place, asked.messages))
+    name = f"{effect.frame}#{effect.step}"
     async with parts.calls.slot(model.provider):
         began = parts.now()
-        async with aclosing(model.stream(asked, message_id=f"{effect.frame}#{effect.step}", run=place)) as stream:
+        async with aclosing(model.stream(asked, message_id=name, run=place, may_send=parts.tenure.check)) as stream:
             del asked  # nothing holds its images and files once they are sent
             async for item in stream:
                 first = first or parts.now()
@@ -112,7 +114,7 @@ async def _attached(parts: Parts, place: Place, messages: Sequence[Message]) -> 
 
 
 def _show(parts: Parts, place: Place, effect: Effect, item: Delta | ToolOutput) -> None:
-    where = (place.tenant, place.run_id, effect.frame, effect.step, effect.attempt)
+    where = (place.tenant, place.run_id, place.claimed.fence, effect.frame, effect.step, effect.attempt)
     parts.deltas.add(where, msgspec.json.encode(item))
 
 
@@ -130,7 +132,9 @@ class CallContext:
         self._parts, self._place, self._effect = parts, place, effect
 
     async def sandbox(self) -> Sandbox:
-        return await sandbox_of(self._parts, self._place)
+        sandbox = await sandbox_of(self._parts, self._place)
+        await self._parts.tenure.held()  # files may have come from far
+        return sandbox
 
     def show(self, text: str) -> None:
         _show(self._parts, self._place, self._effect, ToolOutput(self.call, text))
@@ -152,7 +156,7 @@ async def _run(parts: Parts, place: Place, agent: Agent, effect: CallTool) -> Ou
         )
     limit_s = parts.settings.tool_timeout_s + GRACE_S
     try:
-        return await asyncio.wait_for(tool.run(effect.args, CallContext(parts, place, effect)), limit_s)
+        return await asyncio.wait_for(_begun(parts, tool, effect.args, CallContext(parts, place, effect)), limit_s)
     except TimeoutError:
         return Outcome(f"It did not end within {limit_s:g} s and was given up.", failed=True)
     except (Misused, Refused) as error:
@@ -165,7 +169,13 @@ async def _run(parts: Parts, place: Place, agent: Agent, effect: CallTool) -> Ou
         return Outcome("The tool failed inside Sojourn. It may have run in part.", failed=True)
 
 
-def _changed(seen: Tool | None, now: Tool) -> bool:
+async def _begun(parts: Parts, tool: Tool, args: str, context: CallContext) -> Outcome:
+    """Run it, if it may still begin once its task has its turn."""
+    await parts.tenure.held()
+    return await tool.run(args, context)
+
+
+def _changed(seen: pinned.Tool | None, now: pinned.Tool) -> bool:
     """Whether a tool is not the one that people saw: it takes other arguments, or another try does something else."""
     return seen is None or (seen.schema, seen.effect) != (now.schema, now.effect)
 

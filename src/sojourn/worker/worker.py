@@ -1,22 +1,25 @@
 """A worker process: it claims runs, drives each in a task, and gives them back when it is told to stop.
 
-`wiring` starts it. Six small loops run side by side: claim, read mail, beat, tidy, share, expire. The rules: what
-happens to one run never stops another; while the database is away the worker waits and tries again; a suspended run
-holds nothing of it; once it is told to stop it claims nothing new, and every run is finished or handed back.
+`wiring` starts it. Small loops run side by side: claim, read mail, beat, rescue what nobody drives, tidy, share,
+expire, and let go of what is in flight before others can have it. The rules: what happens to one run never stops
+another; while the database is away the worker waits and tries again; a suspended run holds nothing of it; once it is
+told to stop it claims nothing new, and every run is finished or handed back.
 """
 
 import asyncio
 import logging
+import math
 import os
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import ExitStack, suppress
 from datetime import datetime, timedelta
+from typing import TypeVar
 
 from sojourn import __version__
 from sojourn.errors import LeaseLost, StoreUnavailable, Unreadable
 from sojourn.loop.agent import Agent
 from sojourn.store import deltas, queue
-from sojourn.store.db import Connection
+from sojourn.store.db import Connection, edge
 from sojourn.store.doorbell import Subscription
 from sojourn.store.queue import Lease
 from sojourn.store.rows import Claimed, IdleSession
@@ -24,14 +27,19 @@ from sojourn.store.tenant import idempotency
 from sojourn.worker.drive import Drive
 from sojourn.worker.parts import Parts
 from sojourn.worker.sessions import WANTED, clear, put_away, put_away_idle
+from sojourn.worker.stop import Stop
 from sojourn.worker.tidying import tidy
 
 log = logging.getLogger("sojourn.worker")
+
+T = TypeVar("T")
 
 CLAIM_MAX = 50
 POLL_S = 1.0
 """How long a missed doorbell can go unnoticed."""
 RETRY_S = 0.5
+PATIENCE = 0.2
+"""Of `lease_s`: so long a beat may take, and so long others have to come back after an outage before they are dead."""
 TIDY_S = 20.0
 DELTAS_KEPT_S = 600.0
 AGENTS_MAX = 1000
@@ -51,12 +59,14 @@ class Worker:
         self.tasks: dict[Lease, asyncio.Task[None]] = {}
         self.leaving: set[asyncio.Task[None]] = set()
         """Sessions of suspended runs that are put away, or soon will be."""
-        self.stop = asyncio.Event()
+        self.stop = Stop()
         self.unread = False
         """A run began to be driven whose mail may have come between its opening and now."""
         self.read_at = parts.now()
         self.idle: frozenset[Lease] = frozenset()
         """What the last beat found leased to us and driven by no task: failed, or claimed by a lost answer."""
+        self.stranded: frozenset[Lease] = frozenset()
+        """What the one before had found so too."""
         self.stale: frozenset[str] = frozenset()
         """Sessions whose files were found here and belong elsewhere."""
         self.tidied_at = parts.now()
@@ -68,11 +78,14 @@ class Worker:
         self.ended = 0
         """Counts the runs that left: each may have been what a limit held another one back for."""
         self.life: Connection = None
+        self.shaken = asyncio.Event()
+        """The connection that we live by was lost."""
+        self.steady_since_s = self.last_beat_s = -math.inf
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Work until `stop` is set, then drain."""
+    async def run(self, stop: Stop) -> None:
+        """Work until it is told to stop, then drain."""
         self.stop = stop
-        self.life = await self._register()
+        await self._register()
         bell = self.parts.doorbell
         ears = (bell.subscribe(name) for name in ("sojourn_work", "sojourn_inbox", WANTED))
         with ExitStack() as stack:
@@ -82,12 +95,14 @@ class Worker:
                 asyncio.create_task(self._repeat(self._claim, work)),
                 asyncio.create_task(self._repeat(self._read_mail, mail)),
                 asyncio.create_task(self._repeat(self._beat, mail)),
+                asyncio.create_task(self._repeat(self._rescue, wanted)),
                 asyncio.create_task(self._repeat(self._tidy, wanted)),
                 asyncio.create_task(self._repeat(self._share, wanted)),
                 asyncio.create_task(self._repeat(self._expire, wanted)),
+                asyncio.create_task(self._repeat(self._let_go, wanted)),
             ]
             try:
-                await stop.wait()
+                await stop.told.wait()
                 loops[0].cancel()
                 await self._drain()
             finally:
@@ -95,17 +110,27 @@ class Worker:
                     task.cancel()
                 await asyncio.gather(*loops, return_exceptions=True)
                 await self.parts.calls.close()
-                await self.life.close()
+                self.life.terminate()  # nothing is underway, and a database that is cut off would not answer
 
-    async def _register(self) -> Connection:
-        """Tell the others that this worker lives for as long as the connection does."""
-        return await queue.register(
-            self.parts.database,
-            self.parts.worker_id,
-            host=self.parts.host,
+    async def _register(self) -> None:
+        """Tell the others that this worker lives for as long as a new connection does."""
+        parts, before = self.parts, self.life
+        life = self.life = await queue.register(
+            parts.database,
+            parts.worker_id,
+            host=parts.host,
             pid=os.getpid(),
             version=__version__,
         )
+        life.add_termination_listener(self._lost)
+        if before is not None:
+            before.terminate()
+
+    def _lost(self, life: Connection) -> None:
+        """Begin nothing once others may take us for dead, and see at once who has our runs."""
+        if life is self.life:
+            self.parts.tenure.doubt()
+            self.shaken.set()
 
     async def _repeat(self, step: Callable[[Subscription], Awaitable[None]], ear: Subscription) -> None:
         """Do one loop's step for ever; what the database refuses now it may allow later."""
@@ -123,6 +148,7 @@ class Worker:
 
     async def _claim(self, work: Subscription) -> None:
         """Claim what there is room for, then wait for the doorbell, the next timer or the slow poll."""
+        await self.parts.tenure.held()
         room = min(self.parts.settings.worker_runs_max - len(self.tasks), CLAIM_MAX)
         if room <= 0:
             self.room.clear()
@@ -131,9 +157,8 @@ class Worker:
         ended = self.ended
         try:
             claimed = await self.line.claim(room)
-        except LeaseLost:  # the others took this worker for dead
-            await self.life.close()
-            self.life = await self._register()
+        except LeaseLost:  # the others took this worker for dead: the beat registers it again
+            self.life.terminate()
             return
         for one in claimed:
             self._begin(one)
@@ -159,22 +184,62 @@ class Worker:
                 drive.leave("soon")
 
     async def _beat(self, _: Subscription) -> None:
-        """Renew the lease, let go of what was stolen, and take the runs of dead workers away from them."""
-        if self.life.is_closed():
-            self.life = await self._register()
+        """Renew the lease, and let go of what was stolen. Nothing else may hold this loop up."""
         driven, tasks = dict(self.drives), set(self.tasks)
-        held = await queue.beat(self.parts.database, self.parts.worker_id)
+        held = await self._renewed()
         for lease in driven.keys() - held:
             driven[lease].leave("lost")
         idle = held - tasks - self.tasks.keys()
-        if stranded := idle & self.idle:
-            await queue.give_back(self.parts.database, self.parts.worker_id, stranded)
-        self.idle = idle
-        stolen = await queue.steal(self.parts.database, self.parts.settings.lease_s)
+        self.idle, self.stranded = idle, idle & self.idle
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.shaken.wait(), self.parts.settings.beat_s)
+        self.shaken.clear()
+
+    async def _rescue(self, _: Subscription) -> None:
+        """Put back runs that nobody drives: our own, and those of dead workers."""
+        await asyncio.sleep(self.parts.settings.beat_s / 2)
+        if self.stranded:
+            await queue.give_back(self.parts.database, self.parts.worker_id, self.stranded)
+        steady = self.last_beat_s - self.steady_since_s > self.patience_s
+        stolen = await queue.steal(self.parts.database, self.parts.settings.lease_s if steady else None)
         if stolen:
             log.warning("worker.stole", extra={"runs": len(stolen)})
             self.parts.doorbell.ring("sojourn_work", ())
-        await asyncio.sleep(self.parts.settings.beat_s)
+
+    @property
+    def patience_s(self) -> float:
+        return self.parts.settings.lease_s * PATIENCE
+
+    async def _renewed(self) -> frozenset[Lease]:
+        """Renew the leases over the connection that we live by, or over a new one where it does not answer."""
+        tenure, asked_at_s = self.parts.tenure, self.parts.tenure.now_s()
+        if not self.life.is_closed():
+            with suppress(StoreUnavailable):
+                return self._beaten(asked_at_s, await self._in_time(queue.beat(self.life, self.parts.worker_id)))
+        await self._in_time(self._register())
+        asked_at_s = tenure.now_s()
+        return self._beaten(asked_at_s, await self._in_time(queue.beat(self.life, self.parts.worker_id)))
+
+    def _beaten(self, asked_at_s: float, held: frozenset[Lease]) -> frozenset[Lease]:
+        """Take note of a beat that went through."""
+        if asked_at_s - self.last_beat_s > self.patience_s + self.parts.settings.beat_s:
+            self.steady_since_s = asked_at_s
+        self.last_beat_s = asked_at_s
+        self.parts.tenure.renew(asked_at_s)
+        return held
+
+    async def _in_time(self, asked: Coroutine[None, None, T]) -> T:
+        """Wait for the database no longer than a beat may take. Raises StoreUnavailable."""
+        with edge():
+            return await asyncio.wait_for(asked, self.patience_s)
+
+    async def _let_go(self, _: Subscription) -> None:
+        """End what is in flight once the last beat is too old, as if this process had died."""
+        await self.parts.tenure.held()
+        await self.parts.tenure.over()
+        log.warning("worker.cut_off", extra={"runs": len(self.drives)})
+        for drive in self.drives.values():
+            drive.interrupt()
 
     async def _tidy(self, wanted: Subscription) -> None:
         """Put sandboxes away that are wanted elsewhere or idle, and forget what nobody can ask for any more."""
@@ -222,6 +287,8 @@ class Worker:
             self.agents = agents = {**known, **opened.agents}
             drive = self.drives[lease] = Drive(self.parts, claimed, opened, agents)
             self.unread = True
+            if self.stop.told.is_set():
+                drive.leave("soon")
             await drive.run()
             if drive.released and drive.released.status == "suspended" and drive.place.used:
                 self._put_away(IdleSession(claimed.tenant, drive.place.session_id, drive.place.used[0]))
@@ -237,7 +304,7 @@ class Worker:
 
         async def leave() -> None:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.stop.wait(), self.parts.settings.sandbox_suspend_s)
+                await asyncio.wait_for(self.stop.told.wait(), self.parts.settings.sandbox_suspend_s)
             await put_away(self.parts, session)
 
         task = asyncio.create_task(leave(), name=f"put away {session.id}")
@@ -245,19 +312,19 @@ class Worker:
         task.add_done_callback(self.leaving.discard)
 
     async def _drain(self) -> None:
-        """Finish what is in flight, then hand back the rest to other workers."""
+        """Finish what is in flight, then hand back the rest to other workers; at once, where it is hastened."""
         log.info("worker.draining", extra={"runs": len(self.tasks)})
         for drive in self.drives.values():
             drive.leave("soon")
-        await _gone(self.tasks.values(), self.parts.settings.drain_s)
+        await self.stop.gone(self.tasks.values(), self.parts.settings.drain_s)
         for drive in self.drives.values():
             drive.leave("now")
         await _gone(self.tasks.values(), HAND_BACK_S)
-        await _gone(self.leaving, PUT_AWAY_S)
+        await self.stop.gone(self.leaving, PUT_AWAY_S)
         left = [*self.tasks.values(), *self.leaving]
         for task in left:
             task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
+        await _gone(left, HAND_BACK_S)
 
 
 async def _gone(tasks: Collection[asyncio.Task[None]], within_s: float) -> None:

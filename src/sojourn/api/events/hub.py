@@ -148,15 +148,16 @@ class Hub:
         self._database, self._doorbell = database, doorbell
         self._desks: dict[str, Desk] = {}
         self._max = followers_max
+        self.closed = False
+        """The process stops."""
         self._tasks: set[asyncio.Task[None]] = set()
         """Those that read; each is about to have a connection, or has one."""
-        self._closed = False
         self.count = 0
 
     @contextmanager
     def admit(self) -> Iterator[None]:
         """Count one more stream. Raises StreamsFull."""
-        if self.count >= self._max or self._closed:
+        if self.count >= self._max or self.closed:
             raise StreamsFull(f"This server holds {self.count} event streams, and may hold no more. Try again later.")
         self.count += 1
         try:
@@ -210,7 +211,7 @@ class Hub:
 
     def close(self) -> None:
         """End every stream: the process stops, and the clients come back elsewhere."""
-        self._closed = True
+        self.closed = True
         for desk in self._desks.values():
             for reader in desk.readers.values():
                 for follower in reader.followers:

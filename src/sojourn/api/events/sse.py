@@ -15,6 +15,7 @@ from sojourn.loop.agent import Agent
 from sojourn.store.rows import DeltaRow
 
 COMMENT = b": still here\n\n"
+COME_BACK = b": this server stops; come back with Last-Event-ID\nretry: 500\n\n"
 CATCH_UP_BYTES_MAX = 256 << 10
 """How much of what is being made a late follower is shown."""
 

@@ -57,6 +57,8 @@ class Stream:
             with self.ask.live.hub.follow(self.run_id, self.follower) as reader:
                 while not await self._follow(reader):
                     await self._drained()
+            if self.ask.live.hub.closed:
+                await self.response.write(sse.COME_BACK)
         except SojournError as error:
             log.warning("stream.broken", extra={"run": self.run_id, "request": self.ask.request_id, "code": error.code})
         except ConnectionResetError:

@@ -5,7 +5,7 @@ The rule: a code is listed here before anything answers with it, and never chang
 
 from collections.abc import Mapping
 
-from sojourn.errors import OverLimit, Refused, SojournError
+from sojourn.errors import OverLimit, Refused, SojournError, Unavailable
 
 
 class Malformed(Refused):
@@ -36,6 +36,12 @@ class StreamsFull(OverLimit):
     """This server holds as many event streams as it may; try again later, or read the events as pages."""
 
     code = "limit.streams"
+
+
+class Stopping(Unavailable):
+    """This server was told to stop; ask another one."""
+
+    code = "server.stopping"
 
 
 class Bug(SojournError):
@@ -119,6 +125,8 @@ CODES: Mapping[str, tuple[int, str]] = {
     "service.unavailable": (503, "A part that Sojourn needs does not answer now."),
     "sandbox.unavailable": (503, "The session's files cannot be reached."),
     "sandbox.busy": (503, "Too many requests wait for a sandbox to open."),
+    "release.older": (503, "A newer release of Sojourn wrote this, and this server cannot read it."),
+    "server.stopping": (503, "This server was told to stop."),
     "store.unavailable": (503, "The database does not answer."),
     "store.full": (503, "The database's disk is full: what is there can be read, and nothing new is accepted."),
 }

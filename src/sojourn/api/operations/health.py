@@ -5,6 +5,7 @@ The rule: neither asks for a key, and neither tells anything about anybody's dat
 
 import msgspec
 
+from sojourn.api.http.codes import Stopping
 from sojourn.api.route import Answer, Ask, Route
 from sojourn.errors import StoreUnavailable
 from sojourn.store import health
@@ -24,7 +25,9 @@ class Readiness:
         self.current = False
 
     async def ready(self, ask: Ask[None, None]) -> Answer:
-        """Say whether requests can be served. Raises StoreUnavailable with the reason."""
+        """Say whether requests can be served. Raises Stopping, and StoreUnavailable with the reason."""
+        if ask.parts.stopping.is_set():
+            raise Stopping("This server was told to stop. Send requests elsewhere.")
         await health.ping(ask.parts.database)
         if not self.current:
             if missing := await pending(ask.parts.database):
@@ -55,10 +58,10 @@ def routes() -> tuple[Route, ...]:
             path="/readyz",
             handler=Readiness().ready,
             summary="Can requests be served?",
-            detail="The database answers and its schema is current.",
+            detail="The database answers, its schema is current, and the server was not told to stop.",
             tag="operations",
             public=True,
             answers={200: (Up, "They can")},
-            refusals=("store.unavailable",),
+            refusals=("store.unavailable", "server.stopping"),
         ),
     )

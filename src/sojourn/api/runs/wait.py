@@ -18,7 +18,7 @@ PAUSE_MAX_S = 0.25
 
 
 async def ended(ask: Ask[Any, Any], run_id: str, wait_s: float) -> RunRow | None:
-    """The run once it has ended or stands still; None when that takes longer."""
+    """The run once it has ended or stands still; None when that takes longer, or the server is told to stop."""
     began = time.monotonic()
     with ask.parts.doorbell.subscribe(RUN_BELL, run_id) as ear:
         while True:
@@ -27,7 +27,7 @@ async def ended(ask: Ask[Any, Any], run_id: str, wait_s: float) -> RunRow | None
             if run.finished_at is not None or run.status == "suspended":
                 return run
             waited_s = time.monotonic() - began
-            if waited_s >= wait_s:
+            if waited_s >= wait_s or ask.parts.stopping.is_set():
                 return None
             await asyncio.sleep(min(PAUSE_MAX_S, waited_s / 20))
             await ear.wait(min(POLL_S, wait_s - waited_s))

@@ -6,8 +6,9 @@ answer), no redirect is followed with a key in hand, nothing is decompressed, cl
 
 import asyncio
 import ssl
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
@@ -24,6 +25,13 @@ _PORTION_BYTES = 64 << 10
 _STREAM = "text/event-stream"
 
 
+class Outgoing(NamedTuple):
+    """A request's body in pieces. `may_send` is asked with the connection at hand; where it raises, nothing is sent."""
+
+    pieces: Sequence[bytes]
+    may_send: Callable[[], None] = lambda: None
+
+
 class Transport:
     """The shared session; it belongs to the event loop that first posts through it."""
 
@@ -32,10 +40,10 @@ class Transport:
         self._session: aiohttp.ClientSession | None = None
 
     async def post(
-        self, provider: str, url: str, *, headers: Mapping[str, str], body: Sequence[bytes], time_outs: TimeOuts
+        self, provider: str, url: str, *, headers: Mapping[str, str], body: Outgoing, time_outs: TimeOuts
     ) -> "Answer":
-        """Send one request, which comes in pieces, and wait for the head of its answer. Raises ModelFailed."""
-        if sum(map(len, body)) > REQUEST_BYTES_MAX:
+        """Send one request and wait for the head of its answer. Raises ModelFailed."""
+        if sum(map(len, body.pieces)) > REQUEST_BYTES_MAX:
             told = f"The request to '{provider}' is larger than {REQUEST_BYTES_MAX:,} bytes; shorten it."
             raise ModelFailed("too_long", told, retry=False)
         started = asyncio.get_running_loop().time()
@@ -49,7 +57,7 @@ class Transport:
         raise failure  # out here, so that no context is kept: aiohttp's errors carry the request's headers
 
     async def _send(
-        self, url: str, *, headers: Mapping[str, str], body: Sequence[bytes], connect_s: float
+        self, url: str, *, headers: Mapping[str, str], body: Outgoing, connect_s: float
     ) -> aiohttp.ClientResponse:
         """Post, and post again when a connection that was kept from an earlier call turns out to be closed.
 
@@ -94,18 +102,19 @@ class _Portions(Payload):
     """A request body that is written in portions and never put together, so that a long one holds up nothing."""
 
     _autoclose = True
-    _value: Sequence[bytes]
+    _value: Outgoing
 
-    def __init__(self, pieces: Sequence[bytes]) -> None:
-        super().__init__(pieces)
-        self._size = sum(map(len, pieces))
+    def __init__(self, body: Outgoing) -> None:
+        super().__init__(body)
+        self._size = sum(map(len, body.pieces))
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        return b"".join(self._value).decode(encoding, errors)
+        return b"".join(self._value.pieces).decode(encoding, errors)
 
     async def write(self, writer: AbstractStreamWriter) -> None:
+        self._value.may_send()  # the head is buffered until the first portion
         written = 0
-        for portion in _portions(self._value):
+        for portion in _portions(self._value.pieces):
             if written:
                 await asyncio.sleep(0)
             await writer.write(portion)

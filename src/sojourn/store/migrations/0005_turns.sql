@@ -1,7 +1,8 @@
 -- Whose turn it is: tenants take turns at the workers, and hold no more runs at once than they may.
 --
 --   run.ready          a worker may take it now: its `due_at` has come. What is due later is made ready by whoever looks
---   run.needs          the format that a worker must be able to read to drive it; worker.reads says what a worker can
+--   run.needs          the level that a release must have to read the run, its mail and its agents; worker.reads is the
+--                      level of the worker's release, see loop/moving/levels.py. Older releases write and ask for none
 --   tenant.runs_max    how many of its runs may be held at once, and queued_max how many may be queued; null: the settings
 --   agent.runs_max     the same for the runs of one agent of any version; null: no limit of its own
 --   call_share         how many calls of a provider each worker may have on their way at once
@@ -56,9 +57,8 @@ begin
 end $$;
 
 grant execute on function claim_room to sojourn_engine;
-grant insert (ready) on run to sojourn_api;
-grant update (ready) on run to sojourn_api;
-grant update (ready) on run to sojourn_engine;
+grant insert (ready, needs), update (ready, needs) on run to sojourn_api;
+grant update (ready, needs) on run to sojourn_engine;
 grant update (runs_max) on agent to sojourn_api;
 grant select (id, runs_max) on tenant to sojourn_engine;
 grant select (tenant, name, runs_max) on agent to sojourn_engine;

@@ -13,15 +13,16 @@ from msgspec.structs import replace
 
 from sojourn.errors import Conflict, Invalid, NotFound
 from sojourn.loop.continuation import Continuation, fresh, pending
+from sojourn.loop.moving.levels import needed
 from sojourn.store.db import Connection
 from sojourn.store.rows import AdoptedRun, SourceRun
 from sojourn.store.runs.creation import INPUT_MAX, queue_full
-from sojourn.store.runs.journal import filled, rows
+from sojourn.store.runs.journal import filled, for_us, rows
 from sojourn.store.runs.pins import pin
 from sojourn.store.runs.snapshots import encode, freeze, text, thaw
 
 SOURCE = """
-select status, snapshot, priority, input, labels, mail_last > mail_read as mail from run
+select status, snapshot, needs, priority, input, labels, mail_last > mail_read as mail from run
 where tenant = (select scope_tenant()) and id = $1 for no key update
 """
 PLACE = """
@@ -36,9 +37,9 @@ where tenant = (select scope_tenant()) and id = $1 for share of s
 ADOPT = """
 insert into run (tenant, id, session_id, user_id, agent_name, agent_version, agent_digest, status, priority, due_at,
     ready, seq, input, limits, labels, waits, snapshot, steps, input_tokens, cache_read_tokens, cache_write_tokens,
-    output_tokens, reasoning_tokens, usd_micros)
+    output_tokens, reasoning_tokens, usd_micros, needs)
 values (scope_tenant(), $1, $2, scope_user(), $3, $4, $5, $6, $7, $8, coalesce($8 <= now(), false), 1, $9, $10, $11,
-    $12, $13, $14, $15, $16, $17, $18, $19, $20)
+    $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)
 """
 JOURNAL = "insert into journal (tenant, run_id, seq, at, kind, event) values (scope_tenant(), $1, $2, $3, $4, $5)"
 SPOKEN = """
@@ -63,7 +64,7 @@ _labels = msgspec.json.Decoder(dict[str, str])
 async def source(conn: Connection, run_id: str) -> SourceRun:
     """Read a run that stands still, and hold its row until the transaction ends.
 
-    Raises NotFound, Unreadable, and Conflict (run.running) while a worker drives it, or is about to.
+    Raises NotFound, TooNew, Unreadable, and Conflict (run.running) while a worker drives it, or is about to.
     """
     row = await conn.fetchrow(SOURCE, run_id)
     if row is None:
@@ -72,7 +73,7 @@ async def source(conn: Connection, run_id: str) -> SourceRun:
         raise Conflict(
             f"Run {run_id} is being worked on. Put it on hold first, or wait until it stands still.", code="run.running"
         )
-    whole = await filled(conn, thaw(row["snapshot"]))
+    whole = await filled(conn, thaw(for_us(row)))
     whole = replace(whole, root=replace(whole.root, history=()))
     return SourceRun(
         continuation=whole, priority=row["priority"], input=row["input"], labels=_labels.decode(row["labels"])
@@ -129,6 +130,7 @@ async def _write(conn: Connection, new: AdoptedRun) -> None:
         usage.output,
         usage.reasoning,
         whole.spent.usd_micros if whole.spent.usd_micros or not usage.prompt else None,  # no price, no cost
+        max(map(needed, (whole, *new.agents.values()))),
     )
     (first,) = rows([event], 1, ())
     await conn.execute(JOURNAL, event.run_id, first.seq, first.at, first.kind, first.event)

@@ -8,6 +8,7 @@ import msgspec
 
 from sojourn.errors import Conflict, NotFound, QueueFull
 from sojourn.loop.continuation import fresh
+from sojourn.loop.moving.levels import needed
 from sojourn.store.db import Connection
 from sojourn.store.rows import NewRun
 from sojourn.store.runs.journal import rows
@@ -34,8 +35,8 @@ with place as (
     for share of s
 ), made as (
     insert into run (tenant, id, session_id, user_id, agent_name, agent_version, agent_digest, priority, due_at, ready,
-        seq, input, limits, labels, snapshot)
-    select tenant, $1, $2, $4, $5, $6, $7, $8, now(), true, 1, $9, $10, $11, $12
+        seq, input, limits, labels, snapshot, needs)
+    select tenant, $1, $2, $4, $5, $6, $7, $8, now(), true, 1, $9, $10, $11, $12, $25
     from place where closed_at is null and not "full" and not busy
     returning tenant, id
 ), journaled as (
@@ -122,6 +123,7 @@ def _values(new: NewRun, queued_max: int) -> list[object]:
         [encode(message) for _, _, message in bodies],
         *columns([new.agent, *new.agents]),
         event.history[-1].run_id if event.history else None,
+        max(map(needed, (whole, new.agent, *new.agents))),
     ]
 
 

@@ -14,11 +14,12 @@ from sojourn.loop.continuation import Continuation
 from sojourn.loop.events import Decided, decode
 from sojourn.loop.machine import apply
 from sojourn.store.db import Connection
+from sojourn.store.runs.journal import for_us
 from sojourn.store.runs.snapshots import thaw
 from sojourn.store.tenant import catalog
 
 LOCK = """
-select snapshot, finished_at is not null as finished from run
+select snapshot, needs, finished_at is not null as finished from run
 where tenant = (select scope_tenant()) and id = $1 for no key update
 """
 MAIL = "select event from inbox where tenant = (select scope_tenant()) and run_id = $1 order by id"
@@ -41,20 +42,18 @@ class Asked(NamedTuple):
 
 
 async def asked(conn: Connection, run_id: str) -> Asked:
-    """Lock a run and read what is open. Raises NotFound, Unreadable, and Conflict with the code run.ended."""
+    """Lock a run and read what is open. Raises NotFound, TooNew, Unreadable, and Conflict with the code run.ended."""
     row = await conn.fetchrow(LOCK, run_id)
     if row is None:
         raise NotFound(f"There is no run {run_id}.")
     if row["finished"]:
         raise Conflict(f"Run {run_id} has ended.", code="run.ended")
-    continuation = thaw(row["snapshot"])
+    continuation = thaw(for_us(row))
     agents = await catalog.closure(conn, [continuation.root.agent.digest])
     try:
         events = [decode(mail["event"]) for mail in await conn.fetch(MAIL, run_id)]
     except msgspec.DecodeError:
-        raise Unreadable(
-            f"Run {run_id} has mail that this release cannot read; ask a server of the newer one."
-        ) from None
+        raise Unreadable(f"Run {run_id} has mail that cannot be read.") from None
     for event in events:
         continuation = apply(agents, continuation, event)
     return Asked(continuation, agents, tuple(event for event in events if isinstance(event, Decided)))

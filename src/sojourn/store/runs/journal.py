@@ -4,18 +4,20 @@ The rule: a message is kept once. An event whose message took its place in the t
 without it and with the place; readers put it back.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import msgspec
 from msgspec.structs import replace
 
-from sojourn.errors import NotFound
+from sojourn.errors import NotFound, TooNew
 from sojourn.loop import events as ev
 from sojourn.loop.continuation import Continuation, Segment, frames
 from sojourn.loop.machine import link
 from sojourn.loop.messages import Message
 from sojourn.loop.moving.adoption import bodies
+from sojourn.loop.moving.levels import LEVEL
 from sojourn.store.db import Connection
 from sojourn.store.runs.snapshots import body, thaw, whole
 
@@ -26,6 +28,8 @@ left join message m on m.tenant = j.tenant and m.run_id = j.run_id and m.frame_i
 where j.run_id = $1 and j.tenant = (select scope_tenant()) and j.seq > $2
 order by j.seq limit $3
 """
+
+SNAPSHOT = "select snapshot, needs from run where tenant = (select scope_tenant()) and id = $1"
 
 BODIES = """
 select frame_id, slot, body from message
@@ -38,7 +42,7 @@ join message m on m.tenant = (select scope_tenant()) and m.run_id = segment.run_
 """
 
 LAST_OF_SESSION = """
-select snapshot from run
+select snapshot, needs from run
 where tenant = (select scope_tenant()) and session_id = $1 and finished_at is not null
 order by finished_at desc limit 1 for key share
 """
@@ -83,17 +87,33 @@ def put_back(event: bytes, message: bytes | None) -> ev.Event:
 
 
 async def events(conn: Connection, run_id: str, *, after: int = 0, limit: int = 1000) -> list[tuple[int, ev.Event]]:
-    """Read a run's events with a seq above `after`, in order."""
+    """Read a run's events with a seq above `after`, in order. Raises TooNew where a newer release wrote one."""
     found = await conn.fetch(EVENTS, run_id, after, limit)
-    return [(row["seq"], put_back(row["event"], row["body"])) for row in found]
+    try:
+        return [(row["seq"], put_back(row["event"], row["body"])) for row in found]
+    except msgspec.DecodeError:
+        await _snapshot(conn, run_id)
+        raise
 
 
 async def continuation(conn: Connection, run_id: str) -> Continuation:
-    """Read a run's snapshot, without bodies. Raises NotFound."""
-    data = await conn.fetchval("select snapshot from run where tenant = (select scope_tenant()) and id = $1", run_id)
-    if data is None:
+    """Read a run's snapshot, without bodies. Raises NotFound, TooNew."""
+    return thaw(await _snapshot(conn, run_id))
+
+
+async def _snapshot(conn: Connection, run_id: str) -> bytes:
+    row = await conn.fetchrow(SNAPSHOT, run_id)
+    if row is None:
         raise NotFound(f"There is no run {run_id}.")
-    return thaw(data)
+    return for_us(row)
+
+
+def for_us(row: Mapping[str, Any]) -> bytes:
+    """The snapshot of a row, where this release can read its run. Raises TooNew."""
+    if row["needs"] > LEVEL:
+        raise TooNew("A newer release wrote this run; this server cannot read it, one of that release can.")
+    data: bytes = row["snapshot"]
+    return data
 
 
 async def transcript(conn: Connection, run_id: str) -> Continuation:
@@ -130,10 +150,10 @@ async def history(conn: Connection, session_id: str) -> tuple[Segment, ...]:
 
     A step that was cut short is left out: a request for tools without all of its answers is no conversation.
     """
-    data = await conn.fetchval(LAST_OF_SESSION, session_id)
-    if data is None:
+    row = await conn.fetchrow(LAST_OF_SESSION, session_id)
+    if row is None:
         return ()
-    last = thaw(data)
+    last = thaw(for_us(row))
     start = last.root.history[-1].stop if last.root.history else 0
     stop = last.root.length - (1 if last.root.calls else 0)
     return (*last.root.history, Segment(last.run_id, start, stop))

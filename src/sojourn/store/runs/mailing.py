@@ -8,6 +8,7 @@ than it can carry, however many come: a decision and the end of the run are alwa
 from sojourn.errors import Conflict, NotFound, OverLimit
 from sojourn.loop.events import Cancelled, Decided, Paused, Said, Signalled
 from sojourn.loop.events import encode as encode_event
+from sojourn.loop.moving.levels import needed
 from sojourn.store.db import Connection
 
 MAIL_MAX, MAIL_BYTES_MAX = 1000, 8 << 20
@@ -35,6 +36,7 @@ with target as (
 ), woken as (
     update run r set
         mail_last = posted.id,
+        needs = greatest(r.needs, $4),
         status = case when r.status in ('running', 'quarantined') then r.status else 'queued' end,
         due_at = case when r.status not in ('running', 'quarantined') then now() end,
         ready = r.status not in ('running', 'quarantined')
@@ -49,7 +51,8 @@ async def post(conn: Connection, run_id: str, event: Said | Cancelled | Decided 
 
     Raises NotFound, Conflict with the code run.ended, and OverLimit where too much of it was not heard yet.
     """
-    target = await conn.fetchrow(POST, run_id, encode_event(event), isinstance(event, Decided | Cancelled))
+    urgent = isinstance(event, Decided | Cancelled)
+    target = await conn.fetchrow(POST, run_id, encode_event(event), urgent, needed(event))
     if target is None:
         raise NotFound(f"There is no run {run_id}.")
     if target["finished"]:

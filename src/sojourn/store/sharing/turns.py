@@ -15,10 +15,9 @@ from datetime import datetime
 
 import msgspec
 
-from sojourn.store.db import Connection
+from sojourn.loop.moving.levels import LEVEL
+from sojourn.store.db import ANSWER_S, Connection
 
-READS = 0
-"""The newest format of stored runs that this release can drive; what needs a newer one is left to newer workers."""
 WAKES_MAX = 1000
 """Timers that one turn wakes; the next one wakes more."""
 
@@ -60,7 +59,7 @@ with recursive line (tenant, place, lap) as (
     select allowed.tenant, allowed.room, first.*
     from share cross join allowed cross join lateral (
         select id, agent_name from run
-        where run.tenant = allowed.tenant and ready and due_at is not null and due_at <= now() and needs <= {READS}
+        where run.tenant = allowed.tenant and ready and due_at is not null and due_at <= now() and needs <= {LEVEL}
             and coalesce((room ->> agent_name)::int, 1) > 0
         order by priority desc, due_at
         limit least(share.runs, (room ->> '')::int)
@@ -91,7 +90,11 @@ select tenant, id, fence, claims, snapshot, n, null::timestamptz as next_at, nul
 from claimed
 union all
 select null, null, null, null, null, null, (select due_at from timer), (select count(*) from woken),
-    (select count(*) from (select from run where ready and due_at is not null limit $2 + 1) r) > count(*)
+    (
+        select count(*) from (
+            select from run where ready and due_at is not null and needs <= {LEVEL} limit $2 + 1
+        ) as first
+    ) > count(*)
 from claimed
 order by n
 """
@@ -129,6 +132,6 @@ async def turn(conn: Connection, worker_id: str, n: int, *, after: str = "", run
 
     `runs_max` is how many runs a tenant may have held where its row says nothing.
     """
-    *found, last = await conn.fetch(TURN, worker_id, n, after, runs_max)
+    *found, last = await conn.fetch(TURN, worker_id, n, after, runs_max, timeout=ANSWER_S)
     claims = tuple(Claim(row["tenant"], row["id"], row["fence"], row["claims"], row["snapshot"]) for row in found)
     return Turn(claims=claims, woken=last["woken"], left=last["left"], next_at=last["next_at"])

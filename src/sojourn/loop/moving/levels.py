@@ -1,0 +1,19 @@
+"""Levels: what a release must be able to read to go on with a run.
+
+A level is counted up when a release begins to write what older ones cannot read: a field of the snapshot, a kind of
+event, a setting of an agent. What is written then carries the level that it needs, and workers of older releases leave
+it alone. The rules: LEVEL only grows, and a run asks for no more than what it holds, so that a release that can do more
+takes nothing away from those beside it.
+
+    LEVEL 0    everything up to 0.4
+"""
+
+from typing import Final
+
+LEVEL: Final = 0
+"""What this release can read."""
+
+
+def needed(value: object) -> int:
+    """The level that it takes to read a continuation, an event or an agent."""
+    return 0

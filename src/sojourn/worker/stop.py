@@ -1,0 +1,29 @@
+"""That a process was told to stop, and whether it is to hurry. `wiring` sets it by signals; the worker drains by it."""
+
+import asyncio
+from collections.abc import Collection
+from contextlib import suppress
+
+
+class Stop:
+    """Told once to end in good order, and a second time to be quick about it."""
+
+    def __init__(self) -> None:
+        self.told = asyncio.Event()
+        self.hastened = asyncio.Event()
+
+    async def over(self, linger_s: float) -> None:
+        """Wait until it is told, and then so long, unless it is hastened."""
+        await self.told.wait()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.hastened.wait(), linger_s)
+
+    async def gone(self, tasks: Collection[asyncio.Task[None]], within_s: float) -> None:
+        """Wait until tasks have ended; no longer than that, nor once it is hastened."""
+        if not tasks:
+            return
+        hastened = asyncio.create_task(self.hastened.wait())
+        ended = asyncio.create_task(asyncio.wait(tasks))
+        await asyncio.wait({hastened, ended}, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+        hastened.cancel()
+        ended.cancel()

@@ -1,0 +1,138 @@
+"""The clock by which a worker stops: nothing begins beyond it, wherever an effect stands at that moment."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tests.loop.run_kit import Run
+
+from sojourn.errors import LeaseLost
+from sojourn.loop import events as ev
+from sojourn.store.rows import Commit, Opened
+from sojourn.worker.drive import Drive
+from sojourn.worker.tenure import SHARE, Tenure
+
+
+class Clock:
+    now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def tenure(clock: Clock) -> Tenure:
+    return Tenure(10, now_s=clock)
+
+
+async def test_a_tenure_is_over_before_the_lease_that_was_asked_for(clock: Clock, tenure: Tenure) -> None:
+    assert not tenure.holds, "it begins with a beat"
+    asked_at_s = clock.now_s
+    clock.now_s += 3  # so long was the beat underway
+    tenure.renew(asked_at_s)
+    assert tenure.holds
+    clock.now_s = asked_at_s + 10 * SHARE - 0.01
+    tenure.check()
+    clock.now_s = asked_at_s + 10 * SHARE
+    assert not tenure.holds
+    with pytest.raises(LeaseLost):
+        tenure.check()
+    async with asyncio.timeout(5):
+        await tenure.over()
+
+
+async def test_who_waits_begins_when_a_beat_goes_through_and_not_before(clock: Clock, tenure: Tenure) -> None:
+    waiting = [asyncio.create_task(tenure.held()) for _ in range(3)]
+    await asyncio.sleep(0)
+    tenure.renew(clock.now_s - 9)  # it was underway for too long
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not any(task.done() for task in waiting)
+    tenure.renew(clock.now_s)
+    async with asyncio.timeout(5):
+        await asyncio.gather(*waiting)
+    tenure.doubt()
+    assert not tenure.holds, "the connection that others know us by has gone"
+    with pytest.raises(LeaseLost):
+        tenure.check()
+
+
+class Scene:
+    """A run whose first model call is announced, at a worker whose commits and models are looked at."""
+
+    def __init__(self, tenure: Tenure) -> None:
+        self.run, self.tenure = Run(), tenure
+        self.commits: list[Commit] = []
+        self.asked: list[str] = []
+        self.ended = 0
+        parts: Any = SimpleNamespace(
+            now=self.run.at, committer=self, models=self, tenure=tenure, prices=SimpleNamespace(window=lambda _: 10**6)
+        )
+        claimed: Any = SimpleNamespace(tenant="t", run_id="run_1", fence=1, claims=1)
+        self.drive = Drive(parts, claimed, Opened(continuation=self.run.state, agents={}), self.run.agents)
+
+    async def commit(self, commit: Commit) -> None:
+        self.commits.append(commit)
+
+    def resolve(self, reference: str) -> Any:
+        return self, reference
+
+    async def stream(self, request: object, *, message_id: str, **_: object) -> Any:
+        self.asked.append(message_id)
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            self.ended += 1
+            raise
+        yield None
+
+    def announced(self) -> list[int]:
+        return [event.attempt for commit in self.commits for event in commit.events if isinstance(event, ev.ModelAsked)]
+
+
+async def turns(condition: Any) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 (the drive does it)
+            await asyncio.sleep(0)
+
+
+async def test_what_is_announced_begins_only_once_the_lease_is_sure(clock: Clock, tenure: Tenure) -> None:
+    scene = Scene(tenure)
+    driving = asyncio.create_task(scene.drive.run())
+    await turns(lambda: scene.announced() == [1])
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert scene.asked == []
+    scene.drive.interrupt()
+    assert scene.drive.running, "what has not begun is no loss, and waits"
+    tenure.renew(clock.now_s)
+    await turns(lambda: scene.asked == ["/#0"])
+    scene.drive.leave("lost")
+    await driving
+    assert (scene.ended, scene.announced()) == (1, [1])
+
+
+async def test_what_the_clock_ends_is_announced_anew_once_the_lease_is_sure(clock: Clock, tenure: Tenure) -> None:
+    scene = Scene(tenure)
+    tenure.renew(clock.now_s)
+    driving = asyncio.create_task(scene.drive.run())
+    await turns(lambda: scene.asked == ["/#0"])
+    clock.now_s += 10
+    scene.drive.interrupt()
+    await turns(lambda: scene.ended == 1 and scene.announced() == [1, 2])
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert len(scene.asked) == 1
+    tenure.renew(clock.now_s)
+    await turns(lambda: len(scene.asked) == 2)
+    lost = [event for commit in scene.commits for event in commit.events if isinstance(event, ev.ModelLost)]
+    assert [event.attempt for event in lost] == [1]
+    scene.drive.leave("lost")
+    await driving
+    assert scene.ended == 2
