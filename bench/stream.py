@@ -186,8 +186,8 @@ class Process:
         self.child = child
 
     @classmethod
-    async def start(cls, role: str, folder: Path) -> "Process":
-        command = (sys.executable, "-m", "bench.stream", "--role", role, "--folder", str(folder))
+    async def start(cls, role: str, folder: Path, module: str = "bench.stream") -> "Process":
+        command = (sys.executable, "-m", module, "--role", role, "--folder", str(folder))
         pipe = asyncio.subprocess.PIPE
         return cls(await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe))
 

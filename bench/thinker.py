@@ -80,7 +80,7 @@ class Thinker:
         self.holding += 1
         await self.let_go.wait()
         self.holding -= 1
-        with suppress(ConnectionResetError):  # who asked may be dead by now
+        with suppress(ConnectionError):
             await response.write(_end("stop"))
 
 

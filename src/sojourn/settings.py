@@ -86,6 +86,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Runs of one tenant that workers hold at once; the others wait. `sojourn tenants set` overrules it."""
     stream_clients_max: Count = 2000
     """Open event streams of one process."""
+    stream_clients_tenant_max: Count = 1000
+    """Those of one tenant among them, so that none takes them all."""
     stream_life_s: Seconds = 900.0
     """A stream ends after this time and the client comes back with Last-Event-ID."""
     linger_s: Annotated[float, Meta(ge=0)] = 0.0

@@ -5,11 +5,12 @@ from contextlib import AsyncExitStack
 
 import pytest
 from played_worker import Player
-from reading import follow
+from reading import Frame, follow
 from served_api import GOAL, Served, serve
 
 from sojourn.api.events import hub, stream
 from sojourn.api.events.stream import Stream
+from sojourn.store import deltas
 from sojourn.store.db import Database
 
 WHOLE = [
@@ -223,10 +224,48 @@ async def test_what_happens_while_the_past_is_read_is_neither_lost_nor_told_twic
 
 async def test_a_place_that_the_stream_never_had_is_refused(api: Served) -> None:
     run_id = await api.start()
-    for last, code in (("99", "stream.beyond_end"), ("-1", "request.invalid"), ("x", "request.invalid")):
+    beyond, senseless = ("3", "99", "9" * 18), ("9" * 19, "9" * 4000, "-1", "1.5", "x", run_id, "\u0661")
+    for last in beyond + senseless:
         headers = {"Accept": "text/event-stream", "Last-Event-ID": last}
         reply = await api.get(f"/v1/runs/{run_id}/events", headers=headers)
-        assert (reply.status, reply.code) == (422, code)
+        assert (reply.status, reply.code) == (422, "stream.beyond_end" if last in beyond else "request.invalid")
+
+
+async def test_a_reader_without_a_place_begins_at_the_beginning(api: Served) -> None:
+    run_id = await api.start()
+    for last in ("", " ", "0"):
+        async with follow(api, run_id, Last_Event_ID=last) as reading:
+            assert (await reading.next()) == (await first(api, run_id))
+
+
+async def first(api: Served, run_id: str) -> Frame | None:
+    async with follow(api, run_id) as reading:
+        return await reading.next()
+
+
+async def test_a_reader_that_comes_back_after_deltas_were_forgotten_misses_no_event(
+    api: Served, player: Player, database: Database
+) -> None:
+    run_id = await api.start()
+    play = await player.take(run_id)
+    play.asked()
+    await play.commit()
+    async with follow(api, run_id) as early:
+        play.delta("19")
+        await early.until("delta.message")
+    last = max(frame.id for frame in early.frames if frame.id is not None)
+    assert await deltas.prune(database, 0) > 0
+    async with serve(database, tenants=("third", "fourth")) as elsewhere, AsyncExitStack() as stack:
+        elsewhere.key = api.key
+        late = await stack.enter_async_context(follow(elsewhere, run_id, Last_Event_ID=str(last)))
+        play.delta("98")
+        assert (await late.until("delta.message")).data["text"] == "98"
+        play.replied("1998.")
+        await play.commit(release="completed")
+        await late.rest()
+    told = [frame for frame in early.frames + late.frames if not frame.event.startswith("delta.")]
+    async with follow(api, run_id) as whole:
+        assert told == await whole.rest()
 
 
 async def test_a_page_beyond_the_end_is_refused(api: Served) -> None:
@@ -241,7 +280,37 @@ async def test_no_more_streams_than_the_limit(database: Database) -> None:
             await reading.until("user.message")
             refused = await api.get(f"/v1/runs/{run_id}/events", headers={"Accept": "text/event-stream"})
             assert (refused.status, refused.code) == (429, "limit.streams")
+            assert int(refused.headers["Retry-After"]) >= 1
             assert (await api.get(f"/v1/runs/{run_id}/events")).status == 200, "pages go on"
+
+
+async def test_a_client_that_has_gone_leaves_its_place_to_the_next(database: Database) -> None:
+    async with serve(database, stream_clients_max=1) as api:
+        run_id, status = await api.start(), 429
+        async with follow(api, run_id) as reading:
+            await reading.until("user.message")
+            reading.response.close()
+        wanted = {"Authorization": f"Bearer {api.key}", "Accept": "text/event-stream"}
+        async with asyncio.timeout(5):
+            while status == 429:
+                async with api.http.get(f"{api.url}/v1/runs/{run_id}/events", headers=wanted) as response:
+                    status = response.status
+        assert status == 200
+
+
+async def test_no_tenant_takes_all_streams(database: Database) -> None:
+    async with serve(database, stream_clients_max=3, stream_clients_tenant_max=2) as api, AsyncExitStack() as stack:
+        run_id, sse = await api.start(), {"Accept": "text/event-stream"}
+        for _ in range(2):
+            await (await stack.enter_async_context(follow(api, run_id))).until("user.message")
+        refused = await api.get(f"/v1/runs/{run_id}/events", headers=sse)
+        assert (refused.status, refused.code) == (429, "limit.streams")
+        assert "2 event streams of yours" in refused.json["detail"]
+        theirs = await api.start(key=api.other)
+        async with follow(api, theirs, Authorization=f"Bearer {api.other}") as reading:
+            await reading.until("user.message")
+            full = await api.get(f"/v1/runs/{theirs}/events", headers=sse, key=api.other)
+            assert (full.status, full.code) == (429, "limit.streams")
 
 
 async def test_a_stream_ends_after_its_life_and_the_client_comes_back(database: Database) -> None:

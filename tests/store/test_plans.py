@@ -115,6 +115,7 @@ async def live(busy: Database, worker: Worker, caller: Principal) -> None:
         assert len((await runs.page(conn, RunFilter(agent="clerk"), limit=10)).rows) == 10
         await runs.waiting(conn)
         await runs.events(conn, hand.run_id)
+        await runs.events(conn, hand.run_id, bytes_max=1 << 20)
         await runs.transcript(conn, hand.run_id)
         await runs.history(conn, session_id)
         await sessions.page(conn)

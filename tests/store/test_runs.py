@@ -162,6 +162,8 @@ async def test_events_are_read_from_any_place(database: Database) -> None:
         whole = await runs.events(conn, hand.run_id)
         assert [seq for seq, _ in whole] == list(range(1, hand.state.rev + 1))
         assert await runs.events(conn, hand.run_id, after=4, limit=3) == whole[4:7]
+        assert await runs.events(conn, hand.run_id, after=4, limit=3, bytes_max=1 << 20) == whole[4:7]
+        assert await runs.events(conn, hand.run_id, after=4, limit=3, bytes_max=1) == whole[4:5]
         assert await runs.events(conn, hand.run_id, after=10**12) == []
         texts = [event.message.parts[0].text for _, event in whole if isinstance(event, ev.Returned) and event.message]
         assert texts == ["seen 0", "seen 1", "seen 2"]

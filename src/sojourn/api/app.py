@@ -43,7 +43,12 @@ def build(parts: Api) -> web.Application:
     """Make the application; it starts and stops with its runner."""
     live = Live(
         tokens=Tokens(partial(authenticate, parts.database), parts.now),
-        hub=Hub(parts.database, parts.doorbell, parts.settings.stream_clients_max),
+        hub=Hub(
+            parts.database,
+            parts.doorbell,
+            followers_max=parts.settings.stream_clients_max,
+            tenant_max=parts.settings.stream_clients_tenant_max,
+        ),
         meter=Meter(),
         opening=Gate(
             "a sandbox to open",

@@ -7,6 +7,7 @@ doorbell is only a hint, so all runs are looked at now and then without one.
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -15,7 +16,7 @@ from typing import NamedTuple
 from sojourn.api.events.sse import Attempt, Row, Tape
 from sojourn.api.http.codes import StreamsFull
 from sojourn.api.parts import DELTA_BELL, RUN_BELL
-from sojourn.errors import SojournError
+from sojourn.errors import SojournError, StoreUnavailable
 from sojourn.loop.continuation import Continuation, frames
 from sojourn.store import deltas, runs
 from sojourn.store.db import Connection, Database
@@ -26,6 +27,10 @@ from sojourn.store.tenant import catalog
 log = logging.getLogger("sojourn.api")
 
 POLL_S = 5.0
+RETRY_S = 1.0
+"""When the database is asked again after it failed."""
+FULL_S = 5.0
+"""When a caller may come back that was turned away."""
 LINGER_S, HOLD_S = 0.1, 1.0
 """A transaction is kept open so long for the next ring, and so long altogether."""
 HOLDERS = 2
@@ -34,7 +39,7 @@ ROWS, PIECES = 200, 200
 """How many of a run are read at a time."""
 RUNS = 20
 """Of how many runs rows are read before all that streams is looked at again."""
-HELD_BYTES_MAX = 1 << 20
+HELD_BYTES_MAX = 256 << 10
 """How much is kept for a follower that still reads the past."""
 UNSENT_BYTES_MAX = 256 << 10
 """A client with so much underway is behind."""
@@ -46,7 +51,7 @@ class Follower:
     It has slots, and the transport at hand: with a thousand of them, a look into one more object each is what costs.
     """
 
-    __slots__ = ("_held", "behind", "chunked", "ended", "principal", "seq", "transport", "woken")
+    __slots__ = ("_held", "_held_bytes", "behind", "chunked", "ended", "principal", "seq", "transport", "woken")
 
     def __init__(self, principal: Principal, transport: asyncio.Transport, *, chunked: bool) -> None:
         self.principal, self.transport, self.chunked = principal, transport, chunked
@@ -54,7 +59,8 @@ class Follower:
         """Everything up to here was sent."""
         self.behind = self.ended = False
         self.woken = asyncio.Event()
-        self._held: bytearray | None = bytearray()
+        self._held: list[bytes] | None = []
+        self._held_bytes = 0
 
     def hear(self, plain: bytes, chunk: bytes, tape: Tape) -> None:
         """Take what is new, plain or as an HTTP chunk, or fall behind; a slow client is never waited for."""
@@ -62,8 +68,9 @@ class Follower:
             return
         transport = self.transport
         if self._held is not None:
-            self._held += plain
-            self.behind = len(self._held) > HELD_BYTES_MAX
+            self._held.append(plain)
+            self._held_bytes += len(plain)
+            self.behind = self._held_bytes > HELD_BYTES_MAX
         elif transport.get_write_buffer_size() > UNSENT_BYTES_MAX or transport.is_closing():
             self.behind = True
         else:
@@ -75,11 +82,11 @@ class Follower:
 
     def start(self) -> None:
         """Hold what is heard from now on."""
-        self._held, self.behind = bytearray(), False
+        self._held, self._held_bytes, self.behind = [], 0, False
 
     def release(self, tape: Tape) -> bytes:
         """Give what was held; from now on it is sent at once."""
-        held, self._held = bytes(self._held or b""), None
+        held, self._held = b"".join(self._held or ()), None
         self.seq = tape.seq
         return held
 
@@ -122,6 +129,12 @@ class Desk:
         self.busy = False
         """Whether a task reads."""
 
+    def all_due(self) -> None:
+        """Take note that any of the runs may have something new."""
+        self.rows.update(self.readers)
+        self.pieces.update(self.readers)
+        self.woken.set()
+
     def principal(self) -> Principal | None:
         """Name the follower whose handle is good for longest."""
         followers = (follower for reader in self.readers.values() for follower in reader.followers)
@@ -144,26 +157,48 @@ class Desk:
 class Hub:
     """The readers of one process, at a desk for each tenant."""
 
-    def __init__(self, database: Database, doorbell: Doorbell, followers_max: int) -> None:
+    def __init__(self, database: Database, doorbell: Doorbell, *, followers_max: int, tenant_max: int) -> None:
         self._database, self._doorbell = database, doorbell
         self._desks: dict[str, Desk] = {}
-        self._max = followers_max
-        self.closed = False
-        """The process stops."""
+        self._max, self._tenant_max = followers_max, tenant_max
+        self._counts = Counter[str]()
         self._tasks: set[asyncio.Task[None]] = set()
         """Those that read; each is about to have a connection, or has one."""
-        self.count = 0
+        self.closed = False
+        """The process stops."""
+
+    @property
+    def count(self) -> int:
+        """How many streams are open."""
+        return self._counts.total()
 
     @contextmanager
-    def admit(self) -> Iterator[None]:
-        """Count one more stream. Raises StreamsFull."""
-        if self.count >= self._max or self.closed:
-            raise StreamsFull(f"This server holds {self.count} event streams, and may hold no more. Try again later.")
-        self.count += 1
+    def admit(self, tenant: str) -> Iterator[None]:
+        """Count one more stream of a tenant. Raises StreamsFull."""
+        places = ((self.count, self._max, ""), (self._counts[tenant], self._tenant_max, " of yours"))
+        for held, most, whose in places:
+            if held >= most or self.closed:
+                self._let_go()
+                raise StreamsFull(
+                    f"This server holds {held} event streams{whose}, and may hold no more. Try again later.",
+                    retry_after_s=FULL_S,
+                )
+        self._counts[tenant] += 1
         try:
             yield
         finally:
-            self.count -= 1
+            self._counts[tenant] -= 1
+            if not self._counts[tenant]:
+                del self._counts[tenant]
+
+    def _let_go(self) -> None:
+        """Make room: a client that has gone from a silent stream would be noticed at the next comment."""
+        for follower in self._followers():
+            if follower.transport.is_closing():
+                follower.stop()
+
+    def _followers(self) -> Iterator[Follower]:
+        return (one for desk in self._desks.values() for reader in desk.readers.values() for one in reader.followers)
 
     @contextmanager
     def follow(self, run_id: str, follower: Follower) -> Iterator[Reader]:
@@ -212,10 +247,8 @@ class Hub:
     def close(self) -> None:
         """End every stream: the process stops, and the clients come back elsewhere."""
         self.closed = True
-        for desk in self._desks.values():
-            for reader in desk.readers.values():
-                for follower in reader.followers:
-                    follower.stop()
+        for follower in self._followers():
+            follower.stop()
 
     async def _listen(self, ear: Subscription, due: Callable[[Desk], set[str]]) -> None:
         """Take note of the runs that ring, and now and then of all."""
@@ -236,11 +269,16 @@ class Hub:
             task.add_done_callback(self._tasks.discard)
 
     async def _work(self, desk: Desk) -> None:
-        """Read until nothing has rung for a moment. What fails is read when it rings again, or with all."""
+        """Read until nothing has rung for a moment. After an outage all is read; what else fails waits for a ring."""
         try:
             while desk.woken.is_set() and (principal := desk.principal()):
-                async with self._database.scoped(principal.handle) as connection:
-                    await self._read(desk, connection)
+                try:
+                    async with self._database.scoped(principal.handle) as connection:
+                        await self._read(desk, connection)
+                except StoreUnavailable as error:
+                    log.warning("stream.waits", extra={"tenant": desk.tenant, "code": error.code})
+                    desk.all_due()
+                    await asyncio.sleep(RETRY_S)
         except SojournError as error:
             log.warning("stream.waits", extra={"tenant": desk.tenant, "code": error.code})
         except Exception:

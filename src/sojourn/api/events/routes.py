@@ -14,6 +14,8 @@ from sojourn.errors import Invalid
 from sojourn.store import runs
 from sojourn.store.tenant import catalog
 
+PAGE_BYTES = 4 << 20
+
 
 class EventsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     after: Annotated[int, Meta(ge=0, description="Begin after this seq; a stream obeys Last-Event-ID before it.")] = 0
@@ -36,7 +38,8 @@ async def events(ask: Ask[None, EventsQuery]) -> Answer | web.StreamResponse:
     async with ask.transaction() as connection:
         run = await runs.get(connection, run_id)
         agent = await catalog.spec(connection, run.agent.digest)
-        rows = [] if streams else await runs.events(connection, run_id, after=after, limit=ask.query.limit)
+        page = {"after": after, "limit": ask.query.limit, "bytes_max": PAGE_BYTES}
+        rows = [] if streams else await runs.events(connection, run_id, **page)
     if after > run.seq:
         raise Invalid(
             f"The run has {run.seq} events so far; a stream cannot begin after event {after}. Use what its `id` lines "
@@ -44,7 +47,7 @@ async def events(ask: Ask[None, EventsQuery]) -> Answer | web.StreamResponse:
             code="stream.beyond_end",
         )
     if streams:
-        with ask.live.hub.admit():
+        with ask.live.hub.admit(ask.principal.tenant):
             return await Stream(ask, run, agent, after).run()
     last = rows[-1][0] if rows else after
     seen = tuple(one for seq, event in rows for one in project(run_id, agent, seq, event))

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from sojourn.api.http import parse, problems
 from sojourn.api.http.codes import Bug, TooSlow, WrongMedia, WrongMethod
@@ -80,6 +80,8 @@ async def prepare(request: web.Request, response: web.StreamResponse) -> None:
         response.headers.setdefault(name, value)
     response.headers["Server"] = SECURITY["Server"]
     response.headers["X-Request-Id"] = request.get(REQUEST, "")
+    if request.version < HttpVersion11 and response.content_length is None:
+        response.force_close()  # nothing else tells such a client where the answer ends
 
 
 def guarded(route: Route, parts: Api, live: Live) -> Inner:

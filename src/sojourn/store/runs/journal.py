@@ -28,6 +28,15 @@ left join message m on m.tenant = j.tenant and m.run_id = j.run_id and m.frame_i
 where j.run_id = $1 and j.tenant = (select scope_tenant()) and j.seq > $2
 order by j.seq limit $3
 """
+# Lengths of what is stored beside the row are known without reading it.
+SMALL = f"""
+select seq, event, body from (
+    select seq, event, body, sum(size) over (order by seq rows unbounded preceding) - size as before from (
+        select *, octet_length(event) + coalesce(octet_length(body), 0) as size from ({EVENTS}) row
+    ) row
+) row
+where before < $4 order by seq
+"""
 
 SNAPSHOT = "select snapshot, needs from run where tenant = (select scope_tenant()) and id = $1"
 
@@ -86,9 +95,17 @@ def put_back(event: bytes, message: bytes | None) -> ev.Event:
     return replace(stored, message=body(message))
 
 
-async def events(conn: Connection, run_id: str, *, after: int = 0, limit: int = 1000) -> list[tuple[int, ev.Event]]:
-    """Read a run's events with a seq above `after`, in order. Raises TooNew where a newer release wrote one."""
-    found = await conn.fetch(EVENTS, run_id, after, limit)
+async def events(
+    conn: Connection, run_id: str, *, after: int = 0, limit: int = 1000, bytes_max: int | None = None
+) -> list[tuple[int, ev.Event]]:
+    """Read a run's events with a seq above `after`, in order; no further than the one that passes `bytes_max`.
+
+    Raises TooNew where a newer release wrote one.
+    """
+    if bytes_max is None:
+        found = await conn.fetch(EVENTS, run_id, after, limit)
+    else:
+        found = await conn.fetch(SMALL, run_id, after, limit, bytes_max)
     try:
         return [(row["seq"], put_back(row["event"], row["body"])) for row in found]
     except msgspec.DecodeError:
