@@ -19,6 +19,7 @@ from msgspec import Meta
 from sojourn.errors import Invalid
 from sojourn.models.model import Endpoint, TimeOuts
 from sojourn.sandboxes.sandbox import Limits as SandboxLimits
+from sojourn.store.db import Pooler
 
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
@@ -62,6 +63,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """A login of its own for the API, where roles are to be separated by more than SET ROLE."""
     database_url_engine: str = ""
     """The same for the workers."""
+    database_url_session: str = ""
+    """A login that acts as `sojourn_api` straight on the server, where `database_url_api` goes through a pooler; empty
+    means that of `database_url`."""
+    database_pooler: Pooler = "none"
+    """What stands before the API's and the workers' logins: `transaction` for a pooler such as pgbouncer in transaction
+    mode, `prepared` for one that keeps prepared statements too."""
+    database_connections_max: Count = 10
+    """Connections of each of the two pools of a process."""
     database_wait_s: Annotated[float, Meta(ge=0)] = 0.0
     """How long a start waits for a database that does not answer yet, before it gives up."""
 

@@ -34,7 +34,7 @@ from sojourn.sandboxes.sandbox import Provider, Spec
 from sojourn.settings import Settings
 from sojourn.store import embedded
 from sojourn.store.commits import Committer
-from sojourn.store.db import Database, connect
+from sojourn.store.db import Database, Options, connect
 from sojourn.store.deltas import DeltaWriter
 from sojourn.store.doorbell import Doorbell
 from sojourn.store.embedded.home import home_in
@@ -186,19 +186,23 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
     async with AsyncExitStack() as stack:
         if url := settings.database_url:
             server: Dsns | embedded.Cluster = Dsns(
-                url, settings.database_url_api or url, settings.database_url_engine or url
+                url,
+                settings.database_url_api or url,
+                settings.database_url_engine or url,
+                settings.database_url_session,
             )
         else:
             server = await stack.enter_async_context(await embedded.start(settings.data_path))
-        yield await stack.enter_async_context(await _connected(server, settings.database_wait_s))
+        options = Options(connections_max=settings.database_connections_max, pooler=settings.database_pooler)
+        yield await stack.enter_async_context(await _connected(server, options, settings.database_wait_s))
 
 
-async def _connected(server: Dsns | embedded.Cluster, wait_s: float) -> Database:
+async def _connected(server: Dsns | embedded.Cluster, options: Options, wait_s: float) -> Database:
     """Connect, and try again for so long where nothing answers. Raises StoreUnavailable."""
     until, told = time.monotonic() + wait_s, False
     while True:
         try:
-            return await connect(server)
+            return await connect(server, options)
         except StoreUnavailable as error:
             if error.code != StoreUnavailable.code or time.monotonic() >= until:
                 raise

@@ -2,7 +2,7 @@
 
 from sojourn.store.db import Connection, Database
 
-WITHOUT_TENANT = {"worker", "call_share", "scope_key", "hook_key", "schema_migration", "tidying"}
+WITHOUT_TENANT = {"worker", "worker_lock", "call_share", "scope_key", "hook_key", "schema_migration", "tidying"}
 ENGINE_SEES_ALL = {
     "tenant", "agent", "run", "inbox", "journal", "message", "ledger", "delta", "agent_spec", "session", "purge",
 }  # fmt: skip
@@ -16,6 +16,7 @@ FROM_DOORS_ALONE = {"api_key", "seal_key", "trusted_issuer"}
 """What the API may read, and write through a door alone."""
 SERVERS_OWN = {
     ("worker", "sojourn_engine"), ("worker", "sojourn_keyring"), ("call_share", "sojourn_engine"),
+    ("worker_lock", "sojourn_engine"),
     ("tidying", "sojourn_engine"), ("tidying", "sojourn_keyring"),
 }  # fmt: skip
 API_DELETES = {"idempotency"}

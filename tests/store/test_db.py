@@ -7,6 +7,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from msgspec.structs import replace
 from tests.conftest import until
 
 from sojourn.errors import Invalid, StoreUnavailable
@@ -145,7 +146,8 @@ async def test_passwords_do_not_show(server: Dsns) -> None:
 
 
 async def test_behind_a_pooler_nothing_is_prepared_or_set(server: Dsns) -> None:
-    async with await connect(server, Options(pooler=True)) as database, database.engine() as connection:
+    direct = replace(server, session=server.api)
+    async with await connect(direct, Options(pooler="transaction")) as database, database.engine() as connection:
         assert await connection.fetchval("select current_user") == "sojourn_engine"
         assert await connection.fetchval("select count(*) from pg_prepared_statements where name <> ''") == 0
         assert await connection.fetchval("select source from pg_settings where name = 'statement_timeout'") == "default"
@@ -225,3 +227,14 @@ async def test_three_logins_keep_the_roles_apart(theirs: str) -> None:
     await superuser.close()
     with pytest.raises(StoreUnavailable, match="may not act as sojourn_api"):
         await connect(Dsns(boss, front, back))
+
+
+@pytest.mark.parametrize(
+    "state", ["40001", "40P01", "53300", "55P03", "25P03", "25P04", "25006", "57P03", "57014", "26000"]
+)
+async def test_what_the_server_cannot_do_now_is_unavailable(database: Database, state: str) -> None:
+    with pytest.raises(StoreUnavailable, match=state):
+        async with database.engine() as connection:
+            await connection.execute(f"do $$ begin raise exception using errcode = '{state}'; end $$")
+    async with database.engine() as connection:
+        assert await connection.fetchval("select 1") == 1

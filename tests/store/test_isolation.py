@@ -172,6 +172,7 @@ REFUSED = [
     "select key_manager()",
     "select random_block()",
     "select * from worker",
+    "select * from worker_lock",
     "select * from schema_migration",
     "select created_at from inbox",
     "select * from hook_key",

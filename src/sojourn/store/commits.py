@@ -118,6 +118,9 @@ select case
 end
 """
 
+# A commit that can be read need not have reached the replicas: whoever waited for them was cut off. This waits for all.
+BARRIER = "select pg_logical_emit_message(true, 'sojourn', '')"
+
 GROUP_MAX = 256
 GROUP_BYTES_MAX = 16 << 20
 LANES = 2
@@ -235,10 +238,14 @@ class Committer:
         async with self._db.engine() as connection:
             found = await connection.fetch(COMMIT, self._worker_id, *_arrays(commits), timeout=ANSWER_S)
             saved: dict[int, Verdict] = {row["n"] - 1: "ready" if row["ready"] else "saved" for row in found}
-            return [
-                saved.get(n) or await connection.fetchval(JUDGE, *_evidence(commit), self._worker_id, timeout=ANSWER_S)
+            judged = {
+                n: await connection.fetchval(JUDGE, *_evidence(commit), self._worker_id, timeout=ANSWER_S)
                 for n, commit in enumerate(commits)
-            ]
+                if n not in saved
+            }
+            if {"ready", "saved"} & set(judged.values()):
+                await connection.execute(BARRIER)
+            return [verdict for _, verdict in sorted((saved | judged).items())]
 
     def _tell(self, group: list[_Waiting], verdicts: list[Verdict]) -> None:
         """Answer each, then ring: readers of these runs, and workers where one is due again."""

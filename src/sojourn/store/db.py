@@ -7,16 +7,17 @@ JSON and JSONB columns travel as bytes, both ways: callers encode and decode wit
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
-from functools import partial
 from operator import itemgetter
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
+from weakref import WeakSet
 
 import asyncpg  # type: ignore[import-untyped]
 import msgspec
 
 from sojourn.errors import Invalid, StoreUnavailable
 from sojourn.store.embedded import Cluster
+from sojourn.store.hosts import WRITABLE, Hosts
 from sojourn.store.roles import API, ENGINE, OWNER, READY, Dsns, administrator_sql
 
 MAJOR_MIN = 16
@@ -24,9 +25,10 @@ CLOSE_S = 10.0
 ANSWER_S = 10.0
 """How long a worker waits for a statement that is quick wherever the database can be reached."""
 ROLES_LOCK = 0x504A_0001
-OUTAGE_STATES = ("08", "25006", "25P03", "28", "3D", "40", "53", "55P03", "57", "58", "XX")
+OUTAGE_STATES = ("08", "26000", "42P05", "25006", "25P03", "25P04", "28", "3D", "40", "53", "55P03", "57", "58", "XX")
 """SQLSTATE beginnings. Source: PostgreSQL 18, appendix A: connection, read-only (a demoted server), idle too long,
-login, no such database, rollback by conflict, resources, lock time-out, operator, system, internal."""
+login, no such database, rollback by conflict, resources, lock time-out, operator, system, internal. And statements that
+are not prepared, or prepared twice, which are the pooler's doing."""
 CUT = {
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",
@@ -35,8 +37,12 @@ CUT = {
 }
 """The server lets go of a client that was cut off, with its locks, after 20 s and not after two hours."""
 LOGIN_STATES = ("28", "3D")
-DISK_FULL = "53100"
+NOT_PREPARED = ("26000", "42P05")
+DISK_FULL, CONNECTIONS_FULL, READ_ONLY = "53100", "53300", "25006"
 Connection: TypeAlias = asyncpg.Connection
+
+Pooler: TypeAlias = Literal["none", "transaction", "prepared"]
+"""A pooler such as pgbouncer that gives each transaction another connection, and whether it keeps what is prepared."""
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,9 +53,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     acquire_timeout_s: float = 10.0
     connect_timeout_s: float = 10.0
     statement_timeout_s: float = 30.0
-    pooler: bool = False
-    """A transaction pooler such as pgbouncer stands before `api` and `engine`: nothing is prepared and nothing is set
-    at connect, so their URLs must log in as the role itself."""
+    pooler: Pooler = "none"
+    """What stands before `api` and `engine`. Nothing can be set at connect through a pooler, so their URLs must log in
+    as the role itself."""
 
 
 class Database:
@@ -59,9 +65,15 @@ class Database:
     """
 
     def __init__(self, dsns: Dsns, options: Options, heal: Callable[[], Awaitable[None]] | None) -> None:
-        self._dsns, self._options, self._heal = dsns, options, heal
-        self._api = self._pool(dsns.api, API)
-        self._engine = self._pool(dsns.engine, ENGINE, reset=_leave)
+        self._options, self._heal = options, heal
+        bell, life = dsns.session or dsns.api, dsns.session or dsns.engine
+        at = {dsn: Hosts(dsn) for dsn in (dsns.migrate, dsns.api, dsns.engine, bell, life)}
+        self._migrate, self._bell, self._life = at[dsns.migrate], at[bell], at[life]
+        self._alone: WeakSet[Connection] = WeakSet()
+        """The connections of no pool."""
+        pooled = options.pooler != "none"
+        self._api = self._pool(at[dsns.api], API, reset=_leave if pooled else None)
+        self._engine = self._pool(at[dsns.engine], ENGINE, reset=_leave)
 
     def api(self) -> AbstractAsyncContextManager[Connection]:
         """Lend a connection of `sojourn_api`, which sees no tenant's rows without a scope."""
@@ -74,7 +86,7 @@ class Database:
     @asynccontextmanager
     async def scoped(self, handle: str) -> AsyncIterator[Connection]:
         """Lend a transaction that sees what a signed handle allows; it commits at the end."""
-        async with self.api() as connection, connection.transaction():
+        async with self._lend(self._api) as connection, connection.transaction():
             await connection.execute("select set_config('app.scope', $1, true)", handle)
             yield connection
 
@@ -82,30 +94,38 @@ class Database:
     async def migrator(self) -> AsyncIterator[Connection]:
         """Lend a new connection of `sojourn_owner`, which may take as long as it likes."""
         with edge():
-            connection = await self._open(self._dsns.migrate, role=OWNER, statement_timeout_s=0)
+            connection = await self._open(self._migrate, role=OWNER, statement_timeout_s=0)
             try:
                 yield connection
             finally:
                 await connection.close(timeout=CLOSE_S)
 
     async def listener(self) -> Connection:
-        """Open a connection for LISTEN and NOTIFY, which the caller closes."""
-        return await self._alone(self._dsns.api, API)
+        """Open a session for LISTEN and NOTIFY, which no pooler shares out and the caller closes."""
+        return await self._held(self._bell, API)
 
     async def life(self) -> Connection:
-        """Open a connection of `sojourn_engine` for a worker to live by, which the caller closes."""
-        return await self._alone(self._dsns.engine, ENGINE)
+        """Open such a session of `sojourn_engine` for a worker to live by."""
+        return await self._held(self._life, ENGINE)
 
-    async def _alone(self, dsn: str, role: str) -> Connection:
+    async def _held(self, hosts: Hosts, role: str) -> Connection:
         with edge():
-            return await self._open(dsn, role=role, statement_timeout_s=self._options.statement_timeout_s)
+            timeout_s = self._options.statement_timeout_s
+            connection = await self._open(hosts, role=role, statement_timeout_s=timeout_s)
+        self._alone.add(connection)
+        return connection
 
     async def open(self) -> None:
         """Make the first connection, so that what is wrong shows now."""
-        await self._api
-        await self._engine
-        async with self.api() as connection:
-            await connection.execute("select 1")
+        for pool, role in ((self._api, API), (self._engine, ENGINE)):
+            await pool
+            async with self._lend(pool) as connection:
+                await _see_role(connection, role)
+        if self._options.pooler != "none":
+            session = await self.listener()
+            async with closed_on_error(session):
+                await _see_role(session, API)
+                await session.close()
 
     async def close(self) -> None:
         """Wait a moment for the connections in use, then close all; an open transaction is rolled back."""
@@ -129,38 +149,58 @@ class Database:
             async with pool.acquire(timeout=self._options.acquire_timeout_s) as connection:
                 try:
                     yield connection
+                except asyncpg.ReadOnlySQLTransactionError:
+                    await self._leave_server()
+                    raise
                 except TimeoutError:
                     connection.terminate()  # the driver would wait for its answer before it lets it go
                     raise
 
-    def _pool(self, dsn: str, role: str, **arguments: Any) -> asyncpg.Pool:
-        """Make a pool that opens connections when they are needed."""
-        opener = partial(self._open, role=role, statement_timeout_s=self._options.statement_timeout_s)
-        size = self._options.connections_max
-        return asyncpg.create_pool(dsn, connect=opener, min_size=0, max_size=size, **arguments)
+    async def _leave_server(self) -> None:
+        """Connect anew from now on: who was the primary only reads, so another one writes, or soon will."""
+        for pool in (self._api, self._engine):
+            await pool.expire_connections()
+        for connection in self._alone:
+            connection.terminate()
 
-    async def _open(self, dsn: str, *, role: str, statement_timeout_s: float, **pool_arguments: Any) -> Connection:
+    def _pool(self, hosts: Hosts, role: str, **arguments: Any) -> asyncpg.Pool:
+        """Make a pool that opens connections when they are needed."""
+
+        async def opened(_dsn: None, **ours: Any) -> Connection:
+            pooled = self._options.pooler != "none"
+            return await self._open(hosts, role=role, pooled=pooled, **ours)
+
+        size, timeout_s = self._options.connections_max, self._options.statement_timeout_s
+        return asyncpg.create_pool(
+            connect=opened, min_size=0, max_size=size, statement_timeout_s=timeout_s, **arguments
+        )
+
+    async def _open(
+        self, hosts: Hosts, *, role: str, statement_timeout_s: float, pooled: bool = False, **pool_arguments: Any
+    ) -> Connection:
         """Open a connection that acts as a role; a dead embedded server is started again first."""
-        pooled = self._options.pooler and role != OWNER
-        settings = {
-            "role": role,
-            "application_name": role.replace("_", "-"),
-            "statement_timeout": str(int(statement_timeout_s * 1000)),
-            **CUT,
-        }
         arguments: dict[str, Any] = pool_arguments | {
-            "timeout": self._options.connect_timeout_s,
+            "timeout_s": self._options.connect_timeout_s,
             "command_timeout": statement_timeout_s + 5 if statement_timeout_s else None,
-            "server_settings": None if pooled else settings,
-            "statement_cache_size": 0 if pooled else 256,
+            "statement_cache_size": 0 if pooled and self._options.pooler == "transaction" else 256,
         }
+        if not pooled:
+            arguments["target_session_attrs"] = WRITABLE
+            arguments["server_settings"] = {
+                "role": role,
+                "application_name": role.replace("_", "-"),
+                "statement_timeout": str(int(statement_timeout_s * 1000)),
+                **CUT,
+            }
         try:
-            connection = await asyncpg.connect(dsn, **arguments)
-        except (OSError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError):
+            connection = await hosts.connect(**arguments)
+        except (OSError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError) as error:
+            if isinstance(error, asyncpg.ProtocolViolationError):
+                raise _pooler_in_the_way(error) from error
             if self._heal is None:
                 raise
             await self._heal()
-            connection = await asyncpg.connect(dsn, **arguments)
+            connection = await hosts.connect(**arguments)
         except (asyncpg.InsufficientPrivilegeError, asyncpg.InvalidParameterValueError) as error:
             raise StoreUnavailable(
                 f"A database login may not act as {role}. Ask an administrator to grant it that role.",
@@ -181,6 +221,7 @@ async def connect(server: str | Dsns | Cluster, options: Options | None = None) 
         database = Database(server.dsns, options, server.ensure)
     else:
         dsns = Dsns(server, server, server) if isinstance(server, str) else server
+        dsns = dsns if options.pooler == "none" else _past_the_pooler(dsns)
         try:
             with edge():
                 await _make_ready(dsns, options)
@@ -225,6 +266,22 @@ def _outage(error: Exception) -> StoreUnavailable:
             "there: no restart is needed.",
             code="store.full",
         )
+    if state == CONNECTIONS_FULL:
+        return StoreUnavailable(
+            f"The database has no connection left for us ({name}). Raise its max_connections, or lower "
+            "SOJOURN_DATABASE_CONNECTIONS_MAX; nothing that was accepted is lost."
+        )
+    if state == READ_ONLY or isinstance(error, asyncpg.TargetServerAttributeNotMatched):
+        return StoreUnavailable(
+            f"The database can only be read ({name}): it is a replica, or no longer the primary. Name every host in "
+            "SOJOURN_DATABASE_URL, or promote one; nothing that was accepted is lost."
+        )
+    if state in NOT_PREPARED:
+        return StoreUnavailable(
+            f"The pooler before the database does not keep what is prepared ({name}). Set "
+            "SOJOURN_DATABASE_POOLER=transaction: docs/operate/database.md.",
+            code="store.pooler",
+        )
     if state.startswith(LOGIN_STATES):
         return StoreUnavailable(
             f"The database refuses the login ({name}). Check user, password and database in SOJOURN_DATABASE_URL."
@@ -232,6 +289,25 @@ def _outage(error: Exception) -> StoreUnavailable:
     return StoreUnavailable(
         f"The database does not answer ({name}). See that it runs and has room; what was accepted is not lost."
     )
+
+
+def _pooler_in_the_way(error: Exception) -> StoreUnavailable:
+    """Say that something between us and the server does not let us through; what it says names no secret."""
+    return StoreUnavailable(
+        f"What stands before the database refuses how we connect ({type(error).__name__}: {error}). Behind a pooler, "
+        "set SOJOURN_DATABASE_POOLER and let SOJOURN_DATABASE_URL go straight to the server: docs/operate/database.md.",
+        code="store.pooler",
+    )
+
+
+async def _see_role(connection: Connection, role: str) -> None:
+    """Raise StoreUnavailable where a login is not the role that it should be, which a pooler does not let us say."""
+    if (acts_as := await connection.fetchval("select current_user::text")) != role:
+        raise StoreUnavailable(
+            f"A login that must act as {role} acts as {acts_as}. Behind a pooler log in as {role} itself, or let an "
+            f"administrator run: alter role {acts_as} set role = '{role}'",
+            code="store.roles",
+        )
 
 
 @asynccontextmanager
@@ -256,10 +332,25 @@ async def _json_as_bytes(connection: Connection) -> None:
         )
 
 
+def _past_the_pooler(dsns: Dsns) -> Dsns:
+    """Let sessions go straight to the server, as migrations do. Raises Invalid where nothing does."""
+    if dsns.migrate in (dsns.api, dsns.engine):
+        raise Invalid(
+            "SOJOURN_DATABASE_POOLER says that SOJOURN_DATABASE_URL_API and SOJOURN_DATABASE_URL_ENGINE go through a "
+            "pooler: set both, and let SOJOURN_DATABASE_URL go straight to the server.",
+            code="settings.invalid",
+        )
+    return dsns if dsns.session else msgspec.structs.replace(dsns, session=dsns.migrate)
+
+
 async def _make_ready(dsns: Dsns, options: Options) -> None:
     """See that an operator's server is new enough and has our roles, and make them if the login may."""
-    roles = [OWNER] + [role for role, dsn in ((API, dsns.api), (ENGINE, dsns.engine)) if dsn == dsns.migrate]
-    connection = await asyncpg.connect(dsns.migrate, timeout=options.connect_timeout_s, statement_cache_size=0)
+    ours = ((API, dsns.api), (ENGINE, dsns.engine), (API, dsns.session))
+    roles = [OWNER, *(role for role, dsn in ours if dsn == dsns.migrate)]
+    hosts = Hosts(dsns.migrate)
+    connection = await hosts.connect(
+        timeout_s=options.connect_timeout_s, statement_cache_size=0, target_session_attrs=WRITABLE
+    )
     try:
         version = connection.get_server_version()
         if version.major < MAJOR_MIN:

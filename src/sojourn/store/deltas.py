@@ -43,6 +43,7 @@ PRUNE = "delete from delta where at < now() - make_interval(secs => $1)"
 BYTES_MAX = 8 << 20
 """What may wait to be written; beyond it the oldest is dropped."""
 
+RETRY_S = 0.5
 REST, WRITES = 16, 4
 """The pause, in times of the shortest of the last writes: a single one may have had to wait for a core."""
 
@@ -82,8 +83,9 @@ class DeltaWriter:
                     async with self._db.engine() as engine:
                         await self._write(engine)
                 except Exception as error:
-                    log.warning("deltas.dropped", extra={"error": type(error).__name__})
+                    log.warning("deltas.dropped", extra={"error": type(error).__name__, "detail": str(error)})
                     self._waiting, self._bytes = OrderedDict(), 0
+                    await asyncio.sleep(RETRY_S)
         finally:
             self._task = None
 

@@ -3,6 +3,7 @@
 The rule: what the API asks is cheap enough to be asked every second; nothing here names a tenant.
 """
 
+import asyncpg  # type: ignore[import-untyped]
 import msgspec
 
 from sojourn.store.db import Database
@@ -47,9 +48,10 @@ WORKERS = "select count(*) from worker where seen_at > now() - interval '15 seco
 
 
 async def ping(db: Database) -> None:
-    """See that the database answers. Raises StoreUnavailable."""
+    """See that the database answers and can be written to. Raises StoreUnavailable."""
     async with db.api() as connection:
-        await connection.fetchval("select 1")
+        if await connection.fetchval("select current_setting('transaction_read_only')::boolean"):
+            raise asyncpg.ReadOnlySQLTransactionError  # as the next write would, and with all that follows from it
 
 
 async def counts(db: Database, *, tenant_runs_max: int | None = None) -> Counts:

@@ -47,10 +47,14 @@ LOCK = "select key from nextval('worker_key') as key, lateral pg_advisory_lock($
 # The server must not let the lock of a cut-off worker go before its lease is over, whatever its own settings say.
 LASTING = "set tcp_keepalives_idle = 600; set tcp_user_timeout = 600000"
 REGISTER = f"""
-insert into worker (id, lock_key, host, pid, version, reads) values ($1, $2, $3, $4, $5, {LEVEL})
-on conflict (id) do update
-    set lock_key = excluded.lock_key, host = excluded.host, pid = excluded.pid, version = excluded.version,
-        reads = excluded.reads, locked_at = now(), seen_at = now()
+with known as (
+    insert into worker (id, lock_key, host, pid, version, reads) values ($1, $2, $3, $4, $5, {LEVEL})
+    on conflict (id) do update
+        set lock_key = excluded.lock_key, host = excluded.host, pid = excluded.pid, version = excluded.version,
+            reads = excluded.reads, locked_at = now(), seen_at = now()
+    returning id
+)
+insert into worker_lock (worker) select id from known on conflict do nothing
 """
 
 # The more often it was claimed in vain, the longer it rests: 2 s, 4 s, ... at most a minute.
@@ -94,14 +98,16 @@ with beaten as (update worker set seen_at = now() where id = $1)
 select id, fence from run where lease_worker = $1
 """
 
-# A restart of the server frees all locks: until a worker has taken its lock again, only its heartbeats count.
+# A free lock tells of a death only on the server that held it: after a restart, a crash or a failover heartbeats alone
+# count, until the worker has taken its lock again. A heartbeat from the future was written by another server's clock.
 # A run whose workers die again and again rests for a while, at random: the one that kills them then dies alone, and
 # those that were only held beside it are not taken for it.
 STEAL = f"""
 with dead as materialized (
-    select id from worker
-    where seen_at < now() - make_interval(secs => $1)
-        or locked_at > pg_postmaster_start_time() and pg_try_advisory_xact_lock_shared({LOCKS}, lock_key)
+    select id from worker w
+    where seen_at not between now() - make_interval(secs => $1) and now() + make_interval(secs => $1)
+        or locked_at > pg_postmaster_start_time() and exists (select from worker_lock l where l.worker = w.id)
+            and pg_try_advisory_xact_lock_shared({LOCKS}, lock_key)
 ), stranded as (
     select r.tenant, r.id from run r join dead on r.lease_worker = dead.id
     for no key update of r skip locked
@@ -269,7 +275,7 @@ async def give_back(db: Database, worker_id: str, leases: Collection[Lease]) -> 
 async def steal(db: Database, lease_s: float | None) -> list[str]:
     """Make the runs of dead workers due, and name them.
 
-    Dead is who lost the connection of `register`, or was not heard of for `lease_s`, if that is given.
+    Dead is who lost the connection of `register`, or was not heard of for `lease_s`, where that is given.
     """
     async with db.engine() as engine:
         stolen = [row["id"] for row in await engine.fetch(STEAL, lease_s, timeout=ANSWER_S)]

@@ -19,6 +19,8 @@ class Dsns(msgspec.Struct, frozen=True):
     migrate: str
     api: str
     engine: str
+    session: str = ""
+    """For LISTEN and the locks that workers live by, where `api` goes through a pooler."""
 
     def __repr__(self) -> str:
         return "Dsns(...)"  # they hold passwords

@@ -39,11 +39,13 @@ POLL_S = 1.0
 """How long a missed doorbell can go unnoticed."""
 RETRY_S = 0.5
 PATIENCE = 0.2
-"""Of `lease_s`: so long a beat may take, and so long others have to come back after an outage before they are dead."""
+"""Of `lease_s`: so long a beat may take, and so long a worker that starts leaves the silent ones alone."""
 TIDY_S = 20.0
 DELTAS_KEPT_S = 600.0
 AGENTS_MAX = 1000
 """Agent versions that are kept in memory."""
+REVIVAL_S = 3.0
+"""How long the others get to register again where we had to."""
 HAND_BACK_S = 5.0
 """How long handing back may take once the time to finish is over."""
 PUT_AWAY_S = 20.0
@@ -80,7 +82,8 @@ class Worker:
         self.life: Connection = None
         self.shaken = asyncio.Event()
         """The connection that we live by was lost."""
-        self.steady_since_s = self.last_beat_s = -math.inf
+        self.steady_since_s = self.last_beat_s = self.revived_at_s = -math.inf
+        self.grace_s = self.patience_s
 
     async def run(self, stop: Stop) -> None:
         """Work until it is told to stop, then drain."""
@@ -134,11 +137,17 @@ class Worker:
 
     async def _repeat(self, step: Callable[[Subscription], Awaitable[None]], ear: Subscription) -> None:
         """Do one loop's step for ever; what the database refuses now it may allow later."""
+        away = False
         while True:
             try:
                 await step(ear)
+                if away:
+                    log.info("worker.store_back", extra={"loop": step.__name__})
+                away = False
             except StoreUnavailable as error:
-                log.warning("worker.store_away", extra={"loop": step.__name__, "detail": str(error)})
+                if not away:
+                    log.warning("worker.store_away", extra={"loop": step.__name__, "detail": str(error)})
+                away = True
                 await asyncio.sleep(RETRY_S)
             except Exception:
                 log.exception("worker.bug", extra={"loop": step.__name__})
@@ -196,12 +205,19 @@ class Worker:
         self.shaken.clear()
 
     async def _rescue(self, _: Subscription) -> None:
-        """Put back runs that nobody drives: our own, and those of dead workers."""
+        """Put back runs that nobody drives: our own, and those of dead workers.
+
+        What took the database from us took it from the others too, so they get the time to come back: a lease for their
+        beats, and a moment for their locks.
+        """
         await asyncio.sleep(self.parts.settings.beat_s / 2)
         if self.stranded:
             await queue.give_back(self.parts.database, self.parts.worker_id, self.stranded)
-        steady = self.last_beat_s - self.steady_since_s > self.patience_s
-        stolen = await queue.steal(self.parts.database, self.parts.settings.lease_s if steady else None)
+        lease_s = self.parts.settings.lease_s
+        if self.last_beat_s - self.revived_at_s < min(REVIVAL_S, lease_s):
+            return
+        steady = self.last_beat_s - self.steady_since_s > self.grace_s
+        stolen = await queue.steal(self.parts.database, lease_s if steady else None)
         if stolen:
             log.warning("worker.stole", extra={"runs": len(stolen)})
             self.parts.doorbell.ring("sojourn_work", ())
@@ -217,12 +233,13 @@ class Worker:
             with suppress(StoreUnavailable):
                 return self._beaten(asked_at_s, await self._in_time(queue.beat(self.life, self.parts.worker_id)))
         await self._in_time(self._register())
-        asked_at_s = tenure.now_s()
+        asked_at_s = self.revived_at_s = tenure.now_s()
         return self._beaten(asked_at_s, await self._in_time(queue.beat(self.life, self.parts.worker_id)))
 
     def _beaten(self, asked_at_s: float, held: frozenset[Lease]) -> frozenset[Lease]:
         """Take note of a beat that went through."""
         if asked_at_s - self.last_beat_s > self.patience_s + self.parts.settings.beat_s:
+            self.grace_s = self.patience_s if self.last_beat_s == -math.inf else self.parts.settings.lease_s
             self.steady_since_s = asked_at_s
         self.last_beat_s = asked_at_s
         self.parts.tenure.renew(asked_at_s)
@@ -269,6 +286,10 @@ class Worker:
 
     def _begin(self, claimed: Claimed) -> None:
         lease = (claimed.run_id, claimed.fence)
+        if lease in self.tasks:  # the database forgot our claim (a replica that was behind), and gave it to us again
+            if lease in self.drives:
+                self.drives[lease].leave("lost")
+            return
         task = self.tasks[lease] = asyncio.create_task(self._drive(lease, claimed), name=claimed.run_id)
         task.add_done_callback(lambda _: self._ended(lease))
 

@@ -128,6 +128,7 @@ CODES: Mapping[str, tuple[int, str]] = {
     "release.older": (503, "A newer release of Sojourn wrote this, and this server cannot read it."),
     "server.stopping": (503, "This server was told to stop."),
     "store.unavailable": (503, "The database does not answer."),
+    "store.pooler": (503, "The pooler before the database is not set up as Sojourn was told."),
     "store.full": (503, "The database's disk is full: what is there can be read, and nothing new is accepted."),
 }
 """Code -> HTTP status and title."""
