@@ -88,7 +88,7 @@ async def test_database_failover_mid_commit(data_dir: Path, pair: tuple[OwnPostg
     primary, replica = pair
     effects = data_dir / "effects"
     env = {**offer_tools(data_dir, TOOLS, "charge", "ship"), "EFFECTS": str(effects)}
-    env |= {"SOJOURN_DATABASE_URL": either(primary, replica), "SOJOURN_LEASE_S": "600", "SOJOURN_BEAT_S": "0.2"}
+    env |= {"SOJOURN_DATABASE_URL": either(primary, replica), "SOJOURN_LEASE_S": "300", "SOJOURN_BEAT_S": "0.2"}
     async with installed(data_dir, SCRIPT, workers=2, env=env) as installation:
         await primary.until("(select count(*) = 2 from worker_lock)")
         agent = {"model": "openai:sim", "tools": ["charge", "ship"]}

@@ -54,7 +54,7 @@ def dsns(postgres: OwnPostgres, host: str) -> Dsns:
 @pytest.mark.parametrize("pooler_is", ["transaction", "prepared"])
 async def test_runs_go_through_a_transaction_pooler(data_dir: Path, postgres: OwnPostgres, pooler_is: str) -> None:
     async with pooled(postgres.home.run, keeps=pooler_is == "prepared") as (pooler, host):
-        env = urls(postgres, host) | {"SOJOURN_DATABASE_POOLER": pooler_is, "SOJOURN_LEASE_S": "600"}
+        env = urls(postgres, host) | {"SOJOURN_DATABASE_POOLER": pooler_is, "SOJOURN_LEASE_S": "300"}
         async with installed(data_dir, SCRIPT, env=env) as installation:
             await see_a_run(installation)
             await see_a_takeover(installation, pooler)

@@ -2,7 +2,7 @@
 
 import asyncio
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from tests.loop.run_kit import Run
@@ -11,6 +11,7 @@ from sojourn.errors import LeaseLost
 from sojourn.loop import events as ev
 from sojourn.store.rows import Commit, Opened
 from sojourn.worker.drive import Drive
+from sojourn.worker.slots import CallSlots
 from sojourn.worker.tenure import SHARE, Tenure
 
 
@@ -72,7 +73,12 @@ class Scene:
         self.asked: list[str] = []
         self.ended = 0
         parts: Any = SimpleNamespace(
-            now=self.run.at, committer=self, models=self, tenure=tenure, prices=SimpleNamespace(window=lambda _: 10**6)
+            now=self.run.at,
+            committer=self,
+            models=self,
+            tenure=tenure,
+            calls=CallSlots(cast(Any, None), "w1", {}, lease_s=15.0),
+            prices=SimpleNamespace(window=lambda _: 10**6),
         )
         claimed: Any = SimpleNamespace(tenant="t", run_id="run_1", fence=1, claims=1)
         self.drive = Drive(parts, claimed, Opened(continuation=self.run.state, agents={}), self.run.agents)
