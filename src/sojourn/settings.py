@@ -91,6 +91,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Requests for sessions' files of one process that wait for a sandbox to open; more are refused with 503."""
     queued_runs_max: Count = 1000
     """Runs of one tenant that wait for a worker; more are refused with 429. `sojourn tenants set` overrules it."""
+    delayed_runs_max: Count = 10_000
+    """Runs of one tenant that are to begin later; more are refused with 429."""
+    schedules_max: Count = 1000
+    """Schedules of one tenant; more are refused with 429."""
     tenant_runs_max: Count | None = None
     """Runs of one tenant that workers hold at once; the others wait. `sojourn tenants set` overrules it."""
     stream_clients_max: Count = 2000

@@ -52,7 +52,7 @@ from sojourn.worker.worker import Worker
 
 log = logging.getLogger("sojourn.wiring")
 
-CHANNELS = ("sojourn_run", "sojourn_delta", "sojourn_work", "sojourn_inbox", "sojourn_wanted")
+CHANNELS = ("sojourn_run", "sojourn_delta", "sojourn_work", "sojourn_inbox", "sojourn_wanted", "sojourn_schedule")
 BASE32 = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 DATABASE_RETRY_S = 1.0
 REST_S = 1.0

@@ -61,6 +61,8 @@ async def things(api: Served, player: Player) -> dict[str, str]:
     await play.commit(release="suspended")
     wait = (await api.get(f"/v1/runs/{made['run_id']}")).json["waits"][0]
     key = (await api.post("/v1/keys", {"name": "second"})).json["id"]
+    schedule = {"name": "analyst", "cron": "@yearly", "run": {"agent": "analyst", "input": "go"}}
+    assert (await api.post("/v1/schedules", schedule)).status == 201
     seal = (await api.post("/v1/seals/rotate")).json["data"][0]["issuer"]
     blob = (await api.call("POST", "/v1/blobs", data=b"notes")).json["digest"]
     return {
@@ -75,6 +77,8 @@ BODIES: dict[str, Any] = {
     "/v1/agents/{name}/versions": {"model": "sim:one"},
     "/v1/agents/{name}/live": {"version": 1},
     "/v1/agents/{name}/run": {"input": "go", "wait": 0},
+    "/v1/agents/{name}/runs_max": {"runs_max": 1},
+    "/v1/schedules/{name}": {"cron": "@daily"},
     "/v1/approvals/{approval_id}": {"decision": "approve"},
     "/v1/runs/{run_id}/signals": {"name": "paid"},
     "/v1/runs/{run_id}/tool_results": {"call": "/0.0", "output": "done"},
@@ -97,7 +101,7 @@ async def test_another_tenants_session_and_agent_cannot_be_used_in_a_body(api: S
 
 
 async def test_another_tenants_lists_are_empty(api: Served, things: dict[str, str]) -> None:
-    for path in ("/v1/runs", "/v1/sessions", "/v1/agents", "/v1/approvals"):
+    for path in ("/v1/runs", "/v1/sessions", "/v1/agents", "/v1/schedules", "/v1/approvals"):
         assert (await api.get(path)).json["data"], path
         assert (await api.get(path, key=api.other)).json["data"] == [], path
     assert things["key_id"] not in str((await api.get("/v1/keys", key=api.other)).json)

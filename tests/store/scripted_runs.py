@@ -20,9 +20,9 @@ from sojourn.store import queue, runs
 from sojourn.store.commits import Committer
 from sojourn.store.db import Connection, Database
 from sojourn.store.deltas import DeltaWriter
-from sojourn.store.rows import Claimed, Commit, LedgerRow, NewRun, Release
+from sojourn.store.rows import Claimed, Commit, LedgerRow, NewRun, Release, ScheduleRow
 from sojourn.store.rows import Principal as Caller
-from sojourn.store.tenant import blobs, catalog, idempotency, issuers, keys, sessions
+from sojourn.store.tenant import blobs, catalog, idempotency, issuers, keys, schedules, sessions
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 AGENT = Agent(name="clerk", version=1, models=("sim:a",), tools=(Tool(name="look", effect="read"),))
@@ -233,9 +233,16 @@ async def furnish(database: Database, tenant: str) -> Caller:
             await idempotency.begin(conn, "once", route="r", request_digest="d", ttl_s=60)
             await issuers.sealing(conn, seal.new())
             await issuers.trust(conn, seal.new()[0], "another")
+            await schedules.create(conn, scheduled(caller), most=1)
+            await schedules.made(conn, "nightly", run_id, AT)
             await runs.arrive(conn, replace(hand.state, run_id="run_elsewhere"), run_id)
         await hand.commit(release=Release(status="suspended"))
     return caller
+
+
+def scheduled(caller: Caller, name: str = "nightly", *, due_at: datetime | None = None) -> ScheduleRow:
+    who = {"user_id": caller.user, "key_id": caller.key_id}
+    return ScheduleRow(name=name, spec=b"{}", created_at=AT, since=AT, next_at=due_at, due_at=due_at, **who)
 
 
 async def blocked(database: Database) -> None:

@@ -8,7 +8,7 @@ ENGINE_SEES_ALL = {
 }  # fmt: skip
 TIDIED = {"session", "run", "inbox", "journal", "message", "ledger", "delta", "blob", "blob_use", "blob_tally", "purge"}
 """What the doors of retention delete from."""
-KEYRING_SEES_ALL = {"tenant", "api_key", "seal_key", "trusted_issuer", *TIDIED}
+KEYRING_SEES_ALL = {"tenant", "api_key", "seal_key", "trusted_issuer", "schedule", *TIDIED}
 NOTHING_SAID = {"purge", "blob_use", "blob_tally"}
 SECRET_TO_DOORS = {"event", "body", "data", "items", "snapshot", "result", "input", "spec"}
 """What was said and done: doors delete it unseen."""
@@ -19,7 +19,7 @@ SERVERS_OWN = {
     ("worker_lock", "sojourn_engine"),
     ("tidying", "sojourn_engine"), ("tidying", "sojourn_keyring"),
 }  # fmt: skip
-API_DELETES = {"idempotency"}
+API_DELETES = {"idempotency", "schedule"}
 DEFINERS = {
     "scope": {"sojourn_api", "sojourn_engine"},
     "authenticate": {"sojourn_api"},
@@ -42,6 +42,9 @@ DEFINERS = {
     "tally_blobs": set(),
     "delete_run": {"sojourn_api"},
     "delete_session": {"sojourn_api"},
+    "due_schedule": {"sojourn_api"},
+    "next_schedule_at": {"sojourn_api"},
+    "take_schedule": {"sojourn_api"},
 }
 OURS = {"sojourn_owner", "sojourn_keyring", "sojourn_api", "sojourn_engine"}
 NOT_EXTENSION = "not exists (select from pg_depend d where d.objid = {}.oid and d.deptype = 'e')"

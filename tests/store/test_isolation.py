@@ -15,7 +15,8 @@ from sojourn.store.tenant import keys, sessions
 
 TABLES = [
     "tenant", "api_key", "agent", "agent_version", "agent_spec", "session", "run", "journal", "message", "ledger",
-    "delta", "blob", "blob_use", "blob_tally", "idempotency", "seal_key", "trusted_issuer", "imported_run",
+    "delta", "blob", "blob_use", "blob_tally", "idempotency", "seal_key", "trusted_issuer", "imported_run", "schedule",
+    "fire",
 ]  # fmt: skip
 
 
@@ -112,6 +113,9 @@ WRITES = {
     " values ($1, 'ann', 'new', 'r', 'd', now())",
     "blob_use": "insert into blob_use (tenant, run_id, digest) select $1, 'run_x', digest from blob limit 1",
     "imported_run": "insert into imported_run (tenant, run_id, rev, became) values ($1, 'run_x', 1, 'run_y')",
+    "schedule": "insert into schedule (tenant, name, user_id, key_id, spec, since)"
+    " select $1, 'new', scope_user(), (scope())[3], '{}', now()",
+    "fire": "insert into fire (tenant, id, schedule) values ($1, 'run_x', 'nightly')",
 }
 
 
@@ -136,6 +140,8 @@ CHANGES = [
     "delete from idempotency",
     "update imported_run set rev = 0, became = 'run_x'",
     "update blob set kept_until = now(), look_at = now()",
+    "update schedule set due_at = now(), spec = '{}'",
+    "delete from schedule",
 ]
 
 
@@ -162,6 +168,14 @@ REFUSED = [
     "insert into trusted_issuer (tenant, issuer, name, added_by) values ('acme', 'ed25519:x', 'eve', 'eve')",
     "delete from trusted_issuer",
     "delete from imported_run",
+    "update schedule set key_id = 'key_x'",
+    "update schedule set user_id = 'root'",
+    "insert into schedule (tenant, name, user_id, key_id, spec, since)"
+    " values ('acme', 'new', scope_user(), 'key_x', '{}', now())",
+    "insert into schedule (tenant, name, user_id, key_id, spec, since)"
+    " values ('acme', 'new', 'root', (scope())[3], '{}', now())",
+    "update fire set schedule = 'x'",
+    "delete from fire",
     "insert into run (tenant, id, session_id, user_id, agent_name, agent_version, agent_digest, seq, limits, labels,"
     " snapshot, status) values ('acme', 'run_x', 'ses_x', 'local', 'a', 1, 'd', 1, '{}', '{}', '', 'running')",
     "insert into message (tenant, run_id, frame_id, slot, body) values ('acme', 'run_x', '/0.0', 0, '')",

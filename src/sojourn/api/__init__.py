@@ -2,6 +2,6 @@
 
 app         builds the application from its parts      route       what one route is, and what a handler gets
 http        the guard round every handler: requests in, answers and problems out
-agents, runs, events, sessions, approvals, keys, offers, operations     the handlers, by noun
+agents, runs, schedules, events, sessions, approvals, keys, offers, operations     the handlers, by noun
 reference   /openapi.json and /docs, made from the routes
 """

@@ -4,9 +4,10 @@ The rule: what is listed in `routes` is all there is, and the reference is made 
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -28,6 +29,8 @@ from sojourn.api.reference import openapi, page
 from sojourn.api.route import Answer, Ask, Live, Route
 from sojourn.api.runs import holds, signals
 from sojourn.api.runs import routes as runs
+from sojourn.api.schedules import clock
+from sojourn.api.schedules import routes as schedules
 from sojourn.api.sessions import files
 from sojourn.api.sessions import routes as sessions
 from sojourn.identity.tokens import Tokens
@@ -64,7 +67,8 @@ def build(parts: Api) -> web.Application:
         path = route.path.replace("{path}", "{path:.+}")
         app.router.add_route(route.method, path, guard.guarded(route, parts, live))
     app.on_response_prepare.append(guard.prepare)
-    app.cleanup_ctx.append(partial(_hub, live.hub))
+    for name, work in (("hub", live.hub.run), *[("schedules", partial(clock.run, parts))] * clock.LANES):
+        app.cleanup_ctx.append(partial(_task, name, work))
     app.on_shutdown.append(partial(_close, live.hub))
     return app
 
@@ -79,6 +83,7 @@ def served() -> tuple[Route, ...]:
         *continuations.ROUTES,
         *issuers.ROUTES,
         *agents.ROUTES,
+        *schedules.ROUTES,
         *offers.ROUTES,
         *sessions.ROUTES,
         *files.ROUTES,
@@ -128,9 +133,9 @@ def reference(document: openapi.Json) -> tuple[Route, ...]:
     )
 
 
-async def _hub(hub: Hub, app: web.Application) -> AsyncIterator[None]:
-    """Read for followers while the application runs."""
-    task = asyncio.create_task(hub.run(), name="hub")
+async def _task(name: str, work: Callable[[], Coroutine[Any, Any, None]], app: web.Application) -> AsyncIterator[None]:
+    """Do something beside the requests while the application runs: read for followers, fire schedules."""
+    task = asyncio.create_task(work(), name=name)
     yield
     task.cancel()
     with suppress(asyncio.CancelledError):

@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Protocol
 
 from sojourn.loop.agent import Tool
 from sojourn.loop.messages import Usage
@@ -13,11 +14,12 @@ from sojourn.sandboxes.sandbox import Provider
 from sojourn.settings import Settings
 from sojourn.store.db import Database
 from sojourn.store.doorbell import Doorbell
+from sojourn.store.rows import Principal
 
 RUN_BELL, DELTA_BELL, WORK_BELL, INBOX_BELL = "sojourn_run", "sojourn_delta", "sojourn_work", "sojourn_inbox"
-WANTED_BELL = "sojourn_wanted"
-"""The doorbells: new events of a run, new deltas of it, a run that may be claimed, mail for one that is held, and a
-session whose files are to be put away."""
+WANTED_BELL, SCHEDULE_BELL = "sojourn_wanted", "sojourn_schedule"
+"""The doorbells: new events of a run, new deltas of it, a run that may be claimed, mail for one that is held, a session
+whose files are to be put away, and a schedule that was changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,7 @@ class Api:
 
     database: Database
     doorbell: Doorbell
-    """It hears RUN_BELL and DELTA_BELL at least."""
+    """It hears RUN_BELL, DELTA_BELL and SCHEDULE_BELL at least."""
     settings: Settings
     tools: Mapping[str, Tool]
     """The server tools that an agent may name."""
@@ -42,3 +44,13 @@ class Api:
     """Set once the process was told to stop: what it still answers, it answers soon."""
     new_id: Callable[[str], str]
     """A fresh, time-ordered id with a prefix: `new_id("run")` is `run_` and 26 characters."""
+
+
+class Acting(Protocol):
+    """On whose behalf something is done: a request's caller, or whom a schedule acts as."""
+
+    @property
+    def parts(self) -> Api: ...
+
+    @property
+    def principal(self) -> Principal: ...

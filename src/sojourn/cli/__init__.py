@@ -48,7 +48,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "answer": "questions.approvals",
         "decide": "questions.approvals",
     },
-    "what runs need": {"agents": "agents", "sessions": "sessions", "keys": "keys"},
+    "what runs need": {"agents": "agents", "schedules": "clock.schedules", "sessions": "sessions", "keys": "keys"},
     "runs from elsewhere": {"trust": "continuations.issuers", "seals": "continuations.issuers"},
     "the server": {
         "serve": "server",

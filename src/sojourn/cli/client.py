@@ -25,7 +25,8 @@ PAGE = 200
 Json = dict[str, Any]
 JSON_TYPE = {"Content-Type": "application/json"}
 LISTS = {
-    "runs": "runs", "agents": "agents list", "sessions": "sessions list", "keys": "keys list", "approvals": "approvals",
+    "runs": "runs", "agents": "agents list", "schedules": "schedules list",
+    "sessions": "sessions list", "keys": "keys list", "approvals": "approvals",
 }  # fmt: skip
 """The command that lists what a path names by id."""
 

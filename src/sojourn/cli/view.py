@@ -203,7 +203,7 @@ def arguments(raw: str) -> str:
 
 def summary(run: dict[str, Any]) -> str:
     """The last line about a run: status, steps, tokens, cost, wall time and id."""
-    wall_s = between(run.get("created_at"), run.get("finished_at"))
+    wall_s = between(run.get("start_at") or run.get("created_at"), run.get("finished_at"))
     parts = [
         run["status"],
         count(int(run.get("steps") or 0), "step"),

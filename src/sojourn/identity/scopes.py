@@ -14,6 +14,8 @@ SCOPES: Mapping[str, str] = {
     "sessions:write": "Make and close sessions, write and delete their files.",
     "agents:read": "See agents and their versions, the tools and the models.",
     "agents:write": "Make agents and versions, and say which version is live.",
+    "schedules:read": "See schedules.",
+    "schedules:write": "Make, change, pause and delete schedules; what they run takes runs:write, too.",
     "approvals:read": "See what waits for a person.",
     "approvals:decide": "Answer what waits for a person.",
     "budgets:raise": "Raise the limits of a run that has used them up.",

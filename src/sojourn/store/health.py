@@ -30,7 +30,10 @@ select coalesce(sum(ready), 0)::bigint as ready, min(oldest_at) as oldest_at,
     coalesce(sum(least(claimable, greatest(0, coalesce(t.runs_max, $1, 1000000) - held))), 0)::bigint as claimable
 from by_tenant b join tenant t on t.id = b.tenant
 """
-RUNS = "select status, count(*) as runs from run where finished_at is null group by status"
+RUNS = """
+select status, count(*) as runs, count(*) filter (where status = 'queued' and start_at > now()) as delayed
+from run where finished_at is null group by status
+"""
 POWERS = """
 select rolname as name, rolsuper as is_super, rolbypassrls as bypasses, rolcreaterole as makes_roles from pg_roles
 where rolname = any($1::text[])
@@ -57,11 +60,12 @@ async def ping(db: Database) -> None:
 async def counts(db: Database, *, tenant_runs_max: int | None = None) -> Counts:
     """Count unfinished runs and living workers, over all tenants; the limit is that of tenants without their own."""
     async with db.engine() as engine:
-        runs = {row["status"]: row["runs"] for row in await engine.fetch(RUNS)}
+        found = await engine.fetch(RUNS)
         workers = await engine.fetchval(WORKERS)
         queue = await engine.fetchrow(QUEUE, tenant_runs_max)
     return Counts(
-        runs=runs,
+        runs={row["status"]: row["runs"] for row in found},
+        delayed=sum(row["delayed"] for row in found),
         workers=workers,
         oldest_due_at=queue["oldest_at"],
         claimable=queue["claimable"],

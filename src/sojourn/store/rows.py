@@ -65,6 +65,11 @@ class NewRun(Plain, frozen=True, kw_only=True):
     input: str = ""
     """What lists show of the request."""
     labels: dict[str, str] = {}
+    start_at: datetime | None = None
+    """No worker takes it before."""
+    schedule: str | None = None
+    """What made it, and for which time."""
+    fire_at: datetime | None = None
 
 
 class AdoptedRun(Plain, frozen=True, kw_only=True):
@@ -110,6 +115,7 @@ class RunRow(Plain, frozen=True, kw_only=True):
     priority: int
     seq: int
     created_at: datetime
+    start_at: datetime | None
     started_at: datetime | None
     finished_at: datetime | None
     input: str
@@ -121,6 +127,8 @@ class RunRow(Plain, frozen=True, kw_only=True):
     limits: Limits
     waits: tuple[Wait, ...]
     labels: dict[str, str]
+    schedule: str | None
+    fire_at: datetime | None
 
 
 class RunPage(Plain, frozen=True):
@@ -137,6 +145,7 @@ class RunFilter(Plain, frozen=True, kw_only=True):
     agent: str | None = None
     session_id: str | None = None
     user_id: str | None = None
+    schedule: str | None = None
 
 
 # ---- a worker's side -------------------------------------------------------------------------
@@ -260,6 +269,49 @@ class VersionRow(Plain, frozen=True, kw_only=True):
     created_by: str
 
 
+class ScheduleRow(Plain, frozen=True, kw_only=True):
+    """When to make a run, and which; `spec` is JSON. Every fire up to `since` is dealt with."""
+
+    name: str
+    user_id: str
+    key_id: str
+    spec: bytes
+    created_at: datetime
+    since: datetime
+    next_at: datetime | None = None
+    """The next fire; None while it is paused, and once it has ended."""
+    due_at: datetime | None = None
+    """When the schedule is looked at next."""
+    paused_at: datetime | None = None
+    tries: int = 0
+    """How often the fire that is due was refused for the moment."""
+    last_fire_at: datetime | None = None
+    last_run_id: str | None = None
+    error_code: str | None = None
+    error_detail: str | None = None
+    error_at: datetime | None = None
+    fired: int = 0
+    missed: int = 0
+    skipped: int = 0
+    refused: int = 0
+
+
+class Due(Plain, frozen=True, kw_only=True):
+    """A schedule that is due, whom it acts as, and the handle minted for it: None where its key has ended."""
+
+    tenant: str
+    name: str
+    user_id: str
+    key_id: str
+    scopes: frozenset[str]
+    handle: str | None
+    now_at: datetime
+    """The database's clock."""
+
+    def __repr__(self) -> str:
+        return f"Due(tenant={self.tenant!r}, name={self.name!r})"
+
+
 class Stored(Plain, frozen=True):
     """The answer that a request with this Idempotency-Key got before."""
 
@@ -284,6 +336,8 @@ class Counts(Plain, frozen=True, kw_only=True):
 
     runs: dict[str, int]
     """Unfinished runs by status."""
+    delayed: int
+    """The queued ones among them that are to begin later."""
     workers: int
     oldest_due_at: datetime | None
     """Since when the oldest run in the queue is due."""

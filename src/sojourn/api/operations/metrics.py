@@ -53,10 +53,11 @@ def _process(meter: Meter, streams: int) -> Iterator[str]:
 
 def _server(counts: Counts, oldest_s: float) -> Iterator[str]:
     by_status = {f'status="{status}"': count for status, count in sorted(counts.runs.items())}
-    queued, running = counts.runs.get("queued", 0), counts.runs.get("running", 0)
+    queued, running = counts.runs.get("queued", 0) - counts.delayed, counts.runs.get("running", 0)
     yield from _metric("sojourn_database_up", "gauge", "Whether the database answers.", {"": 1})
     yield from _metric("sojourn_runs", "gauge", "Unfinished runs by status, over all tenants.", by_status)
     yield from _metric("sojourn_queue_depth", "gauge", "Runs that wait for a worker.", {"": queued})
+    yield from _metric("sojourn_runs_delayed", "gauge", "Queued runs that are to begin later.", {"": counts.delayed})
     yield from _metric("sojourn_queue_oldest_seconds", "gauge", "How long the oldest one waits.", {"": oldest_s})
     due = {'state="claimable"': counts.claimable, 'state="held_back"': counts.held_back}
     yield from _metric("sojourn_queue_due", "gauge", "Runs that are due, and whether a limit holds them back.", due)

@@ -3,15 +3,17 @@
 The rule: everything that can be refused is refused here, before a row is written; what is accepted will be worked on.
 """
 
+from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
+
+from msgspec.structs import replace
 
 from sojourn.api.agents import specs
 from sojourn.api.agents.shapes import LimitsSpec, Spec
-from sojourn.api.parts import RUN_BELL, WORK_BELL
-from sojourn.api.route import Answer, Ask
+from sojourn.api.parts import RUN_BELL, WORK_BELL, Acting
+from sojourn.api.route import Answer
 from sojourn.api.runs.hear import heard
-from sojourn.api.runs.shapes import Accepted, CreateRun
+from sojourn.api.runs.shapes import DELAY_MAX_S, Accepted, CreateRun
 from sojourn.errors import Invalid, NotFound
 from sojourn.identity import scopes
 from sojourn.loop import continuation as cont
@@ -30,17 +32,38 @@ INPUT_SHOWN_CHARS = 500
 NOTHING = Spec()
 
 
-async def create(ask: Ask[Any, Any], connection: Connection, wanted: CreateRun) -> Answer:
+async def create(
+    ask: Acting,
+    connection: Connection,
+    wanted: CreateRun,
+    *,
+    schedule: str | None = None,
+    fire_at: datetime | None = None,
+) -> Answer:
     """Write down a run, and its session where none is given. Raises Refused."""
+    settings = ask.parts.settings
+    new = replace(await drafted(ask, connection, wanted), schedule=schedule, fire_at=fire_at)
+    run_id, session_id = new.event.run_id, new.event.session_id
+    if wanted.session is None:
+        await sessions.create(connection, session_id)
+    queued_max = settings.queued_runs_max if new.start_at is None else settings.delayed_runs_max
+    await runs.create(connection, new, queued_max=queued_max)
+    return Answer(
+        status=202,
+        body=Accepted(run_id=run_id, session_id=session_id, status="queued"),
+        headers={"Location": f"/v1/runs/{run_id}"},
+        rings=((WORK_BELL, run_id), (RUN_BELL, run_id)),
+    )
+
+
+async def drafted(ask: Acting, connection: Connection, wanted: CreateRun) -> NewRun:
+    """A run as it would be written, once all is seen that can be refused before. Raises Refused."""
     parts = ask.parts
     agent = await _agent(ask, connection, wanted)
     specs.need_key(parts, agent.models, "/model" if wanted.agent is None else "/agent")
     run_id = parts.new_id("run")
     message = await heard(ask, connection, run_id, wanted.input)
-    session_id = wanted.session
-    if session_id is None:
-        session_id = parts.new_id("ses")
-        await sessions.create(connection, session_id)
+    session_id = parts.new_id("ses") if wanted.session is None else wanted.session
     event = Began(
         at=parts.now(),
         run_id=run_id,
@@ -56,7 +79,7 @@ async def create(ask: Ask[Any, Any], connection: Connection, wanted: CreateRun) 
     below = await _below(connection, agent)
     if any(limits.usd_micros is not None for limits in (event.limits, *(one.limits for one in below))):
         specs.need_price(parts, (agent, *below))
-    new = NewRun(
+    return NewRun(
         event=event,
         continuation=begin(event),
         agent=agent,
@@ -64,20 +87,27 @@ async def create(ask: Ask[Any, Any], connection: Connection, wanted: CreateRun) 
         priority=wanted.priority,
         input=(message.text or "[attachments alone]")[:INPUT_SHOWN_CHARS],
         labels=wanted.labels,
+        start_at=_start(parts.now(), wanted),
     )
-    await runs.create(connection, new, queued_max=parts.settings.queued_runs_max)
-    return Answer(
-        status=202,
-        body=Accepted(run_id=run_id, session_id=session_id, status="queued"),
-        headers={"Location": f"/v1/runs/{run_id}"},
-        rings=((WORK_BELL, run_id), (RUN_BELL, run_id)),
-    )
+
+
+def _start(now: datetime, wanted: CreateRun) -> datetime | None:
+    """When the run is to begin; None is now. Raises Invalid."""
+    if wanted.delay_s is not None:
+        if wanted.start_at is not None:
+            raise Invalid("Say either when it begins, or how long after now.", pointer="/delay_s")
+        return now + timedelta(seconds=wanted.delay_s)
+    if wanted.start_at is None or wanted.start_at <= now:
+        return None
+    if wanted.start_at > now + timedelta(seconds=DELAY_MAX_S):
+        raise Invalid("A run begins within a year from now.", pointer="/start_at")
+    return wanted.start_at
 
 
 # ---- who runs --------------------------------------------------------------------------------
 
 
-async def _agent(ask: Ask[Any, Any], connection: Connection, wanted: CreateRun) -> Agent:
+async def _agent(ask: Acting, connection: Connection, wanted: CreateRun) -> Agent:
     """The version that is asked for: by name, or written out. Raises Invalid."""
     if wanted.agent is not None:
         for field in ("model", "models", "system", "tools", "policy", "params"):
@@ -117,7 +147,7 @@ async def _below(connection: Connection, agent: Agent) -> tuple[Agent, ...]:
     return tuple((await catalog.closure(connection, digests)).values()) if digests else ()
 
 
-def _limits(ask: Ask[Any, Any], agent: Agent, wanted: LimitsSpec) -> Limits:
+def _limits(ask: Acting, agent: Agent, wanted: LimitsSpec) -> Limits:
     """The run's limits: the agent's, made tighter; to widen them takes a scope of its own. Raises Forbidden."""
     made = specs.limits(agent.limits, wanted)
     if specs.wider(made, agent.limits):

@@ -4,9 +4,7 @@ The rule: what a model would stumble over later is refused here, and points at t
 is not there, a picture that is none.
 """
 
-from typing import Any
-
-from sojourn.api.route import Ask
+from sojourn.api.parts import Acting
 from sojourn.api.runs.shapes import FilePart, ImagePart, Input, Part, TextPart
 from sojourn.errors import Invalid, TooLarge
 from sojourn.loop import messages as msg
@@ -22,7 +20,7 @@ BEGINNINGS = {
 """How each kind of picture that the models' providers take begins."""
 
 
-async def heard(ask: Ask[Any, Any], connection: Connection, id_: str, given: Input) -> msg.Message:
+async def heard(ask: Acting, connection: Connection, id_: str, given: Input) -> msg.Message:
     """A user's message. Raises Invalid and TooLarge."""
     if isinstance(given, str):
         given = [TextPart(given)]
@@ -34,7 +32,7 @@ async def heard(ask: Ask[Any, Any], connection: Connection, id_: str, given: Inp
     return msg.Message(id=id_, role="user", parts=parts)
 
 
-def _bounded(ask: Ask[Any, Any], text_bytes: int, blob_bytes: int) -> None:
+def _bounded(ask: Acting, text_bytes: int, blob_bytes: int) -> None:
     """See that something is said, and not too much."""
     settings = ask.parts.settings
     if not text_bytes and not blob_bytes:

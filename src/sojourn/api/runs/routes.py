@@ -37,6 +37,7 @@ class ListQuery(Page, frozen=True, forbid_unknown_fields=True, kw_only=True):
     agent: Annotated[str, Meta(max_length=64, description="Only runs of this agent.")] | None = None
     session: Annotated[str, Meta(max_length=64, description="Only runs of this session.")] | None = None
     user: Annotated[str, Meta(max_length=200, description="Only runs of this user.")] | None = None
+    schedule: Annotated[str, Meta(max_length=64, description="Only runs that this schedule made.")] | None = None
 
 
 class Transcript(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +81,13 @@ async def get(ask: Ask[None, None]) -> Answer:
 async def page(ask: Ask[None, ListQuery]) -> Answer:
     """List runs."""
     asked = ask.query
-    where = RunFilter(status=asked.status, agent=asked.agent, session_id=asked.session, user_id=asked.user)
+    where = RunFilter(
+        status=asked.status,
+        agent=asked.agent,
+        session_id=asked.session,
+        user_id=asked.user,
+        schedule=asked.schedule,
+    )
     async with ask.transaction() as connection:
         found = await runs.page(connection, where, after=asked.after, limit=asked.limit)
     rows = tuple(seen(run) for run in found.rows)
@@ -159,7 +166,10 @@ def seen(run: RunRow) -> shapes.Run:
         cost=shapes.cost(run.usd_micros),
         limits=limits_seen(run.limits),
         labels=run.labels,
+        schedule=run.schedule,
+        fire_at=run.fire_at,
         created_at=run.created_at,
+        start_at=run.start_at,
         started_at=run.started_at,
         finished_at=run.finished_at,
         rev=run.seq,
@@ -194,7 +204,8 @@ ROUTES = (
         handler=start,
         summary="Start a run",
         detail="The answer comes as soon as the run is written down; follow it by its events, or hold the answer with "
-        "`wait`: then it is 200 and the run once that has ended or waits for somebody.",
+        "`wait`: then it is 200 and the run once that has ended or waits for somebody. With `start_at` or `delay_s` it "
+        "is there at once and begins then; its session is taken meanwhile.",
         tag="runs",
         scope="runs:write",
         body=shapes.CreateRun,

@@ -16,6 +16,11 @@ MEDIA_TYPE = "[a-z0-9][a-z0-9!#$&^_.+-]{0,63}/[a-z0-9][a-z0-9!#$&^_.+-]{0,63}"
 END = r"(?![\s\S])"  # a pattern's `$` would let one newline pass
 Id = Annotated[str, Meta(max_length=64)]
 Label = Annotated[str, Meta(max_length=256)]
+Labels = Annotated[dict[Label, Label], Meta(max_length=16)]
+Priority = Annotated[int, Meta(ge=0, le=PRIORITY_MAX)]
+Instant = Annotated[datetime, Meta(tz=True)]
+"""A time with its zone."""
+DELAY_MAX_S = 366 * 86400
 
 Digest = Annotated[str, Meta(pattern="^sha256:[0-9a-f]{64}$", description="What POST /v1/blobs answered.")]
 MediaType = Annotated[str, Meta(pattern=f"^{MEDIA_TYPE}{END}")]
@@ -61,9 +66,13 @@ class CreateRun(Spec, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A version of the named agent, in place of the live one."""
     session: Id | None = None
     """The session to go on with; none makes a new one."""
-    labels: Annotated[dict[Label, Label], Meta(max_length=16)] = {}
-    priority: Annotated[int, Meta(ge=0, le=PRIORITY_MAX)] = 0
+    labels: Labels = {}
+    priority: Priority = 0
     """Higher ones are claimed first, among the runs of your tenant; tenants take turns."""
+    start_at: Instant | None = None
+    """When it begins, at most a year ahead; a time that has passed means now."""
+    delay_s: Annotated[float, Meta(gt=0, le=DELAY_MAX_S)] | None = None
+    """How long after now it begins."""
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,7 +172,13 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     cost: Cost
     limits: LimitsSeen
     labels: dict[str, str]
+    schedule: str | None
+    """The schedule that made it."""
+    fire_at: datetime | None
+    """The time of the schedule that it was made for; null where somebody fired it out of turn."""
     created_at: datetime
+    start_at: datetime | None
+    """No worker takes it before; null where it was to begin at once."""
     started_at: datetime | None
     finished_at: datetime | None
     rev: int

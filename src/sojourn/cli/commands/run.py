@@ -11,6 +11,7 @@ from typing import Any
 
 from sojourn.cli.client import Client, segment
 from sojourn.cli.command import JSON, Command, Shell, flag
+from sojourn.cli.commands.clock.times import instant, seconds
 from sojourn.cli.commands.sessions import upload
 from sojourn.cli.exits import FAILED, INTERRUPTED, OF_STATUS, OK, USAGE, Stop
 from sojourn.cli.questions import Desk, headline, how
@@ -32,6 +33,9 @@ file, it gets the answer alone, and the lines on the way go to standard error.
 
 When the run asks something, you are asked right there in a terminal; elsewhere, and with --no-ask, the
 command says how to answer and ends with 7.
+
+With --at or --in the run is there at once and begins then, as if detached; cancel it before, or talk to
+it, as to any other.
 """
 EXAMPLES = (
     'sojourn run "What is 17 * 23?" --model openai:gpt-5-mini',
@@ -40,6 +44,7 @@ EXAMPLES = (
     'sojourn run "Review this" --agent reviewer --file patch.diff --max-steps 20',
     'sojourn run "And now in French" --agent writer --session ses_01J...',
     'id=$(sojourn run "A long job" --agent worker --detach)',
+    'sojourn run "Did the deploy hold?" --agent watcher --in 2h',
 )
 
 
@@ -64,7 +69,8 @@ def run(args: Namespace, shell: Shell) -> int:
         made = client.post("/v1/runs", body)
     except KeyboardInterrupt:
         raise Stop("Interrupted; `sojourn runs` tells whether the run was accepted.", INTERRUPTED) from None
-    return _detached(made, args, shell) if args.detach else watch(client, made, args, shell)
+    later = args.at or args.delay
+    return _detached(made, args, shell) if args.detach or later else watch(client, made, args, shell)
 
 
 def request(args: Namespace) -> Json:
@@ -85,6 +91,12 @@ def request(args: Namespace) -> Json:
         body["session"] = args.session
     if args.max_steps is not None:
         body["limits"] = {"steps": args.max_steps}
+    if args.at and args.delay:
+        raise Stop("Use either --at or --in.", USAGE)
+    if args.at:
+        body["start_at"] = instant(args.at)
+    if args.delay:
+        body["delay_s"] = seconds(args.delay)
     return body
 
 
@@ -190,6 +202,8 @@ COMMANDS = {
             flag("--session", metavar="SESSION", help="go on in this session, with its conversation and files"),
             flag("--max-steps", metavar="N", type=int, help="stop after so many model replies"),
             flag("--no-ask", action="store_true", help="in a terminal, too, leave when the run asks something"),
+            flag("--at", metavar="TIME", help="begin then, as 2027-01-31T09:00, here; or with a zone: ...+01:00"),
+            flag("--in", dest="delay", metavar="TIME", help="begin after that long: 90s, 15m, 2h, 3d"),
             flag("--detach", action="store_true", help="print the run's id and leave"),
             JSON,
         ),

@@ -5,6 +5,7 @@ The rule: looking at a run never changes it; Ctrl-C in `logs -f` only stops look
 
 from argparse import Namespace
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from sojourn.cli.client import Refusal, segment
@@ -29,7 +30,7 @@ STATUSES = ("queued", "running", "suspended", "completed", "failed", "cancelled"
 
 def list_runs(args: Namespace, shell: Shell) -> int:
     """Show the newest runs."""
-    wanted = {"status": args.status, "agent": args.agent, "session": args.session}
+    wanted = {"status": args.status, "agent": args.agent, "session": args.session, "schedule": args.schedule}
     found = list(shell.client().pages("/v1/runs", limit=args.limit, **wanted))
     if args.json:
         shell.print_json({"data": found})
@@ -45,7 +46,13 @@ def _row(run: dict[str, Any]) -> tuple[str, ...]:
         str(run.get("steps") or 0),
         run.get("input") or "",
     )
-    return run["id"], run["status"], agent, steps, cost, ago(run.get("created_at")), goal
+    return run["id"], _status(run), agent, steps, cost, ago(run.get("created_at")), goal
+
+
+def _status(run: dict[str, Any]) -> str:
+    """The status, and of a run that is to begin later the time."""
+    later = run["status"] == "queued" and (run.get("start_at") or "") > datetime.now(UTC).isoformat()
+    return f"begins {run['start_at'][:16]}Z" if later else str(run["status"])
 
 
 def get(args: Namespace, shell: Shell) -> int:
@@ -62,6 +69,8 @@ def get(args: Namespace, shell: Shell) -> int:
         "session": run.get("session_id"),
         "agent": f"{agent.get('name') or '-'}{version}",
         "created": f"{run.get('created_at')} ({ago(run.get('created_at'))})",
+        "begins": run.get("start_at"),
+        "schedule": f"{run['schedule']}, for {run.get('fire_at') or 'now'}" if run.get("schedule") else "",
         "goal": one_line(run.get("input") or "", 400),
         "error": "{detail} ({code})".format_map(run["error"]) if run.get("error") else "",
         "waits": "\n           ".join(line for wait in run.get("waits") or () for line in (wait["title"], how(wait))),
@@ -154,6 +163,7 @@ COMMANDS = {
             flag("--status", choices=STATUSES, help="only those of this status"),
             flag("--agent", metavar="NAME", help="only those of this agent"),
             flag("--session", metavar="SESSION", help="only those of this session"),
+            flag("--schedule", metavar="NAME", help="only those that this schedule made"),
             flag("--limit", metavar="N", type=int, default=20, help="how many (20)"),
             JSON,
         ),

@@ -27,7 +27,10 @@ where tenant = (select scope_tenant()) and id = $1 for no key update
 """
 PLACE = """
 select closed_at is not null as closed, queued_max, (
-    select count(*) from (select from run where tenant = s.tenant and status = 'queued' limit queued_max) as queued
+    select count(*) from (
+        select from run
+        where tenant = s.tenant and status = 'queued' and (start_at is null or start_at <= now()) limit queued_max
+    ) as queued
 ) >= queued_max as full
 from session s cross join lateral (
     select coalesce(queued_max, $2) as queued_max from tenant where id = s.tenant offset 0

@@ -1,6 +1,7 @@
 """Creates a run: the row, its first event, its first message and its agents. Called by the API.
 
-The rule: one statement, so that a run is there as a whole or not at all, and due from the first moment.
+The rule: one statement, so that a run is there as a whole or not at all, and due from the first moment, or from its
+`start_at` on.
 """
 
 import asyncpg  # type: ignore[import-untyped]
@@ -21,6 +22,12 @@ with place as (
         select count(*) from (
             select from run where tenant = s.tenant and status = 'queued' limit t.queued_max
         ) as queued
+    ) >= t.queued_max and (
+        select count(*) from (
+            select from run where tenant = s.tenant and status = 'queued'
+                and coalesce(start_at > now(), false) = ($26::timestamptz is not null)
+            limit t.queued_max
+        ) as alike
     ) >= t.queued_max as full, (
         select id from run
         where tenant = s.tenant and session_id = s.id and finished_at is not null
@@ -29,14 +36,16 @@ with place as (
         select from run where tenant = s.tenant and session_id = s.id and finished_at is null
     ) as busy
     from session s cross join lateral (
-        select coalesce(queued_max, $3) as queued_max from tenant where id = s.tenant offset 0
+        select case when $26::timestamptz is null then coalesce(queued_max, $3) else $3 end as queued_max
+        from tenant where id = s.tenant offset 0
     ) as t
     where s.tenant = (select scope_tenant()) and s.id = $2
     for share of s
 ), made as (
     insert into run (tenant, id, session_id, user_id, agent_name, agent_version, agent_digest, priority, due_at, ready,
-        seq, input, limits, labels, snapshot, needs)
-    select tenant, $1, $2, $4, $5, $6, $7, $8, now(), true, 1, $9, $10, $11, $12, $25
+        seq, input, limits, labels, snapshot, needs, start_at, schedule, fire_at)
+    select tenant, $1, $2, $4, $5, $6, $7, $8, coalesce($26::timestamptz, now()), $26::timestamptz is null,
+        1, $9, $10, $11, $12, $25, $26, $27, $28
     from place where closed_at is null and not "full" and not busy
     returning tenant, id
 ), journaled as (
@@ -68,7 +77,8 @@ async def create(conn: Connection, new: NewRun, *, queued_max: int) -> None:
     """Create a run of a session; ring `sojourn_work` after the transaction.
 
     `queued_max` holds where the tenant's row says nothing; requests that come at the very same moment do not see each
-    other, so that it can be passed by as many as there are connections.
+    other, so that it can be passed by as many as there are connections. Of a run with `start_at` it bounds those that
+    are to begin later, and the row says nothing of them.
 
     The run's history must be what `history` says of the session. Raises NotFound for the session, QueueFull, and
     Conflict when the session is closed, another run of it goes on, or has ended since the history was read.
@@ -84,14 +94,15 @@ async def create(conn: Connection, new: NewRun, *, queued_max: int) -> None:
     if place["busy"]:
         raise _busy(new)
     if place["full"]:
-        raise await queue_full(conn, place["queued_max"])
+        raise await queue_full(conn, place["queued_max"], later=new.start_at is not None)
 
 
-async def queue_full(conn: Connection, queued_max: int) -> QueueFull:
+async def queue_full(conn: Connection, queued_max: int, *, later: bool = False) -> QueueFull:
     """Say that no more runs are taken, and when about a tenth of those that wait will have begun."""
     waited_s = await conn.fetchval(WAITED_S) or 0.0
     return QueueFull(
-        f"{queued_max} runs of this tenant wait for a worker. Try again when some have begun.",
+        f"{queued_max} runs of this tenant {'are to begin later' if later else 'wait for a worker'}. "
+        "Try again when some have begun.",
         retry_after_s=min(RETRY_MAX_S, max(RETRY_MIN_S, waited_s / 10)),
     )
 
@@ -124,6 +135,9 @@ def _values(new: NewRun, queued_max: int) -> list[object]:
         *columns([new.agent, *new.agents]),
         event.history[-1].run_id if event.history else None,
         max(map(needed, (whole, new.agent, *new.agents))),
+        new.start_at,
+        new.schedule,
+        new.fire_at,
     ]
 
 
@@ -134,5 +148,8 @@ def _conflict(new: NewRun, error: asyncpg.UniqueViolationError) -> Conflict:
 
 
 def _busy(new: NewRun) -> Conflict:
-    detail = f"Another run of session {new.event.session_id} goes on. Send it a message, or wait until it ends."
+    detail = (
+        f"Another run of session {new.event.session_id} goes on, or is to begin later. "
+        "Send it a message, or wait until it ends."
+    )
     return Conflict(detail, code="session.busy")

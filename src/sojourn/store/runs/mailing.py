@@ -2,7 +2,8 @@
 
 The rules: it waits in the run's inbox, and a run that nobody holds is due at once. The row's lock orders it with the
 release of the lease, so that mail never lies unread in a run that sleeps. And a run keeps no more words and signals
-than it can carry, however many come: a decision and the end of the run are always taken.
+than it can carry, however many come: a decision and the end of the run are always taken. What is said to a run that is
+to begin later waits for that, but for its end.
 """
 
 from sojourn.errors import Conflict, NotFound, OverLimit
@@ -38,8 +39,12 @@ with target as (
         mail_last = posted.id,
         needs = greatest(r.needs, $4),
         status = case when r.status in ('running', 'quarantined') then r.status else 'queued' end,
-        due_at = case when r.status not in ('running', 'quarantined') then now() end,
-        ready = r.status not in ('running', 'quarantined')
+        due_at = case when r.status not in ('running', 'quarantined') then
+            least(r.due_at, case when $5::boolean then now() else greatest(now(), r.start_at) end)
+        end,
+        ready = r.status not in ('running', 'quarantined') and (
+            r.ready or $5::boolean or coalesce(r.start_at <= now(), true)
+        )
     from posted where r.tenant = posted.tenant and r.id = posted.run_id
 )
 select finished_at is not null as finished, "full" from place
@@ -51,8 +56,8 @@ async def post(conn: Connection, run_id: str, event: Said | Cancelled | Decided 
 
     Raises NotFound, Conflict with the code run.ended, and OverLimit where too much of it was not heard yet.
     """
-    urgent = isinstance(event, Decided | Cancelled)
-    target = await conn.fetchrow(POST, run_id, encode_event(event), urgent, needed(event))
+    ends, urgent = isinstance(event, Cancelled), isinstance(event, Decided | Cancelled)
+    target = await conn.fetchrow(POST, run_id, encode_event(event), urgent, needed(event), ends)
     if target is None:
         raise NotFound(f"There is no run {run_id}.")
     if target["finished"]:

@@ -15,9 +15,9 @@ from sojourn.store.db import Connection
 from sojourn.store.rows import RunFilter, RunPage, RunRow
 
 COLUMNS = """
-select id, session_id, user_id, agent_name, agent_version, agent_digest, status, priority, seq, created_at, started_at,
-    finished_at, input, result, error_code, error_detail, steps, input_tokens, cache_read_tokens, cache_write_tokens,
-    output_tokens, reasoning_tokens, usd_micros, limits, waits, labels
+select id, session_id, user_id, agent_name, agent_version, agent_digest, status, priority, seq, created_at, start_at,
+    started_at, finished_at, input, result, error_code, error_detail, steps, input_tokens, cache_read_tokens,
+    cache_write_tokens, output_tokens, reasoning_tokens, usd_micros, limits, waits, labels, schedule, fire_at
 from run where tenant = (select scope_tenant())
 """
 # The ids are ordered by time, so the primary key is the order of a page.
@@ -29,6 +29,7 @@ select * from (
     ({PAGE.format("{0} and finished_at is null")}) union all ({PAGE.format("{0} and finished_at is not null")})
 ) as run order by id desc limit $2
 """
+MADE_BY = "and id in (select id from fire where tenant = (select scope_tenant()) and schedule = ${})"
 UNFINISHED = ("queued", "running", "suspended", "quarantined")
 FAILED = ("failed", "cancelled")
 NEWEST = "zzzz"
@@ -60,6 +61,9 @@ async def page(
     }
     given = {column: value for column, value in wanted.items() if value is not None}
     clauses = [f"and {column} = ${n}" for n, column in enumerate(given, 3)]
+    if where.schedule is not None:
+        given["schedule"] = where.schedule
+        clauses.append(MADE_BY.format(len(given) + 2))
     clauses += ["and finished_at is null"] if where.status in UNFINISHED else []
     clauses += [f"and status in {FAILED}"] if where.status in FAILED else []
     both = where.status is None and where.session_id is None and given
@@ -87,6 +91,7 @@ def _run(row: asyncpg.Record) -> RunRow:
         priority=row["priority"],
         seq=row["seq"],
         created_at=row["created_at"],
+        start_at=row["start_at"],
         started_at=row["started_at"],
         finished_at=row["finished_at"],
         input=row["input"],
@@ -104,4 +109,6 @@ def _run(row: asyncpg.Record) -> RunRow:
         limits=_limits.decode(row["limits"]),
         waits=_waits.decode(row["waits"]) if row["waits"] else (),
         labels=_labels.decode(row["labels"]),
+        schedule=row["schedule"],
+        fire_at=row["fire_at"],
     )

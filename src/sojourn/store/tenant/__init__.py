@@ -4,6 +4,7 @@
     catalog       agents and their versions
     sessions      conversations, and where their files are
     blobs         bytes by digest
+    schedules     what runs again and again
     issuers       who signs exports, and whose are let in
     idempotency   answers by Idempotency-Key
     usage         what was paid
