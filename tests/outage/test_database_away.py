@@ -131,13 +131,13 @@ async def test_a_start_that_waits_can_be_ended(data_dir: Path, postgres: OwnPost
 async def test_an_outage_longer_than_the_lease_takes_no_run_from_a_worker(
     data_dir: Path, postgres: OwnPostgres
 ) -> None:
-    env = {"SOJOURN_DATABASE_URL": postgres.url, "SOJOURN_LEASE_S": "5", "SOJOURN_BEAT_S": "0.2"}
+    env = {"SOJOURN_DATABASE_URL": postgres.url, "SOJOURN_LEASE_S": "10", "SOJOURN_BEAT_S": "0.2"}
     async with installed(data_dir, workers=2, env=env) as installation:
         await postgres.until("(select count(*) = 2 from worker_lock)")
         accepted = [await installation.run(**GOAL) for _ in range(8)]
         await postgres.until("(select count(distinct lease_worker) = 2 and min(seq) > 1 from run)")
         await postgres.stop()
-        await asyncio.sleep(5.5)  # the lease
+        await asyncio.sleep(10.5)  # the lease
         await postgres.start()
         await answered(installation, "/readyz", 200)
         ended = [await installation.until(run_id) for run_id in accepted]

@@ -67,6 +67,8 @@ async def test_who_waits_begins_when_a_beat_goes_through_and_not_before(clock: C
 class Scene:
     """A run whose first model call is announced, at a worker whose commits and models are looked at."""
 
+    provider = "openai"
+
     def __init__(self, tenure: Tenure) -> None:
         self.run, self.tenure = Run(), tenure
         self.commits: list[Commit] = []
