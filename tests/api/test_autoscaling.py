@@ -1,4 +1,4 @@
-"""What an autoscaler reads: docs/operate/kubernetes.md names metrics that exist, and its query says how many are wanted."""
+"""What an autoscaler reads: the page names metrics that there are, and its query says how many runs want a worker."""
 
 import re
 from pathlib import Path

@@ -91,6 +91,18 @@ async def mail_of(database: Database, tenant: str, run_id: str) -> list[tuple[in
     return (await queue.mail(database, [(tenant, run_id)]))[run_id]
 
 
+async def test_the_blobs_of_a_session_that_expired_go_with_it(database: Database) -> None:
+    caller = await enter(database)
+    digest = await upload(database, caller, b"1")
+    await begin_with(database, caller, digest)
+    async with hired(database) as worker:
+        await (await worker.take_one()).finish(0)
+    await age(database, 31)
+    assert await left(database) == {digest}, "it is looked at again in a week"
+    gone = await expire(database, days=30)
+    assert (gone["sessions"], gone["blobs"]) == (1, 1)
+
+
 async def test_a_deleted_run_does_not_take_a_fresh_upload_along(database: Database) -> None:
     caller = await enter(database)
     digest = await upload(database, caller, b"1", keep_s=3600)

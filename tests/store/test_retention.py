@@ -13,6 +13,7 @@ from sojourn.store.db import Connection, Database
 from sojourn.store.deltas import DeltaWriter
 from sojourn.store.retention import deletion, expiry, sizes
 from sojourn.store.rows import Principal
+from sojourn.store.sharing.limits import set_limits
 from sojourn.store.tenant import sessions, usage
 
 EVER = datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
@@ -107,10 +108,8 @@ async def test_by_default_nothing_goes(database: Database) -> None:
 
 async def test_each_tenant_keeps_its_own_for_as_long_as_it_says(database: Database) -> None:
     callers = {name: await enter(database, name) for name in ("short", "ever", "unsaid")}
-    await expiry.keep(database, "short", runs_days=10, ledger_days=20)
-    await expiry.keep(database, "ever", runs_days=0, ledger_days=0)
-    with pytest.raises(NotFound):
-        await expiry.keep(database, "nobody", runs_days=1, ledger_days=None)
+    await set_limits(database, "short", {"runs_kept_days": 10})
+    await set_limits(database, "ever", {"runs_kept_days": 0})
     async with hired(database) as worker:
         made = {name: await finished(database, worker, caller) for name, caller in callers.items()}
     await age(database, 15)
@@ -125,7 +124,7 @@ async def test_each_tenant_keeps_its_own_for_as_long_as_it_says(database: Databa
 async def test_the_ledger_goes_in_its_own_time(database: Database) -> None:
     caller = await enter(database)
     other = await enter(database, "rival")
-    await expiry.keep(database, "rival", runs_days=None, ledger_days=0)
+    await set_limits(database, "rival", {"ledger_kept_days": 0})
     async with hired(database) as worker:
         await finished(database, worker, caller)
         stays = await finished(database, worker, other)

@@ -10,16 +10,13 @@ The rule: each takes what nobody else holds and waits for nobody.
 
 from typing import NamedTuple
 
-from sojourn.errors import NotFound
 from sojourn.store.db import Connection, Database
-from sojourn.store.roles import KEYRING
 
 SESSIONS = "select looked, sessions, runs from expire_sessions($1, $2)"
 ROWS = "select purge_runs($1)"
 LEDGER = "select expire_ledger($1, $2)"
 BLOBS = "select looked, gone from sweep_blobs($1, $2)"
 COUNT = "update tidying set gone = gone + $2 where task = $1"
-KEEP = "update tenant set runs_kept_days = $2, ledger_kept_days = $3 where id = $1"
 
 SESSIONS_MAX, ROWS_MAX, BLOBS_MAX, BLOB_BYTES_MAX = 200, 2000, 100, 64 << 20
 """The most of one batch: it takes some ten milliseconds."""
@@ -64,17 +61,6 @@ async def blobs(db: Database) -> Batch:
         gone = {"blobs": row["gone"]}
         await _count(engine, gone)
     return Batch(gone, row["looked"] > 0)
-
-
-async def keep(db: Database, tenant: str, *, runs_days: int | None, ledger_days: int | None) -> None:
-    """Say how long a tenant's runs and ledger are kept; None: as the settings say. For whoever owns the database.
-
-    Raises NotFound.
-    """
-    async with db.migrator() as connection, connection.transaction():
-        await connection.execute(f"set local role {KEYRING}")
-        if await connection.execute(KEEP, tenant, runs_days, ledger_days) == "UPDATE 0":
-            raise NotFound(f"There is no tenant {tenant}.")
 
 
 async def _count(engine: Connection, gone: dict[str, int]) -> None:
