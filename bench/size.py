@@ -30,7 +30,7 @@ from sojourn.store.migrate import migrate
 from sojourn.store.retention import sizes
 from sojourn.store.rows import Principal, RunFilter
 from sojourn.store.tenant import keys, sessions
-from sojourn.worker.tidying import tidy
+from sojourn.worker.upkeep.tidying import tidy
 
 ROUNDS = 300
 PART = 50_000

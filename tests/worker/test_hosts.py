@@ -95,7 +95,7 @@ async def on_north(caller: Caller) -> str:
 async def test_files_of_a_host_that_does_not_answer_are_given_up_and_the_model_is_told(
     database: Database, sandboxes: BwrapProvider, monkeypatch: pytest.MonkeyPatch, lives: bool
 ) -> None:
-    monkeypatch.setattr("sojourn.worker.sessions.AWAY_S", 0.5)
+    monkeypatch.setattr("sojourn.worker.upkeep.sessions.AWAY_S", 0.5)
     caller = await Caller.of(database)
     session_id = await on_north(caller)
     if lives:

@@ -29,7 +29,7 @@ from sojourn.tools.tool import Misused, Outcome, Tool
 from sojourn.worker.asking import request
 from sojourn.worker.parts import Parts, Place
 from sojourn.worker.results import told
-from sojourn.worker.sessions import sandbox_of
+from sojourn.worker.upkeep.sessions import sandbox_of
 
 log = logging.getLogger("sojourn.worker")
 

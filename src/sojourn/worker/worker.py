@@ -26,9 +26,9 @@ from sojourn.store.rows import Claimed, IdleSession
 from sojourn.store.tenant import idempotency
 from sojourn.worker.drive import Drive
 from sojourn.worker.parts import Parts
-from sojourn.worker.sessions import WANTED, clear, put_away, put_away_idle
 from sojourn.worker.stop import Stop
-from sojourn.worker.tidying import tidy
+from sojourn.worker.upkeep.sessions import WANTED, clear, put_away, put_away_idle
+from sojourn.worker.upkeep.tidying import tidy
 
 log = logging.getLogger("sojourn.worker")
 

@@ -1,0 +1,1 @@
+"""What a worker keeps in order beside its runs: the sandboxes of sessions, and what has expired."""
