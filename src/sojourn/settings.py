@@ -64,8 +64,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     database_url_engine: str = ""
     """The same for the workers."""
     database_url_session: str = ""
-    """A login that acts as `sojourn_api` straight on the server, where `database_url_api` goes through a pooler; empty
-    means that of `database_url`."""
+    """A login straight to the server, where the two above go through a pooler, that may act as `sojourn_api` and as
+    `sojourn_engine`; empty means that of `database_url`."""
     database_pooler: Pooler = "none"
     """What stands before the API's and the workers' logins: `transaction` for a pooler such as pgbouncer in transaction
     mode, `prepared` for one that keeps prepared statements too."""

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from msgspec.structs import replace
 from tests.conftest import until
 
 from sojourn.errors import Invalid, StoreUnavailable
@@ -143,14 +142,6 @@ async def test_a_database_that_is_down_is_unavailable(unused_tcp_port: int) -> N
 
 async def test_passwords_do_not_show(server: Dsns) -> None:
     assert repr(server) == str(server) == "Dsns(...)"
-
-
-async def test_behind_a_pooler_nothing_is_prepared_or_set(server: Dsns) -> None:
-    direct = replace(server, session=server.api)
-    async with await connect(direct, Options(pooler="transaction")) as database, database.engine() as connection:
-        assert await connection.fetchval("select current_user") == "sojourn_engine"
-        assert await connection.fetchval("select count(*) from pg_prepared_statements where name <> ''") == 0
-        assert await connection.fetchval("select source from pg_settings where name = 'statement_timeout'") == "default"
 
 
 async def test_an_old_server_is_refused(blank: Dsns, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,8 @@ class Database:
         with edge():
             timeout_s = self._options.statement_timeout_s
             connection = await self._open(hosts, role=role, statement_timeout_s=timeout_s)
+            async with closed_on_error(connection):
+                await _see_role(connection, role)
         self._alone.add(connection)
         return connection
 
@@ -122,10 +124,8 @@ class Database:
             async with self._lend(pool) as connection:
                 await _see_role(connection, role)
         if self._options.pooler != "none":
-            session = await self.listener()
-            async with closed_on_error(session):
-                await _see_role(session, API)
-                await session.close()
+            for session in (await self.listener(), await self.life()):
+                session.terminate()
 
     async def close(self) -> None:
         """Wait a moment for the connections in use, then close all; an open transaction is rolled back."""
@@ -160,7 +160,7 @@ class Database:
         """Connect anew from now on: who was the primary only reads, so another one writes, or soon will."""
         for pool in (self._api, self._engine):
             await pool.expire_connections()
-        for connection in self._alone:
+        for connection in tuple(self._alone):
             connection.terminate()
 
     def _pool(self, hosts: Hosts, role: str, **arguments: Any) -> asyncpg.Pool:
@@ -345,7 +345,7 @@ def _past_the_pooler(dsns: Dsns) -> Dsns:
 
 async def _make_ready(dsns: Dsns, options: Options) -> None:
     """See that an operator's server is new enough and has our roles, and make them if the login may."""
-    ours = ((API, dsns.api), (ENGINE, dsns.engine), (API, dsns.session))
+    ours = ((API, dsns.api), (ENGINE, dsns.engine), (API, dsns.session), (ENGINE, dsns.session))
     roles = [OWNER, *(role for role, dsn in ours if dsn == dsns.migrate)]
     hosts = Hosts(dsns.migrate)
     connection = await hosts.connect(
