@@ -122,7 +122,7 @@ async def ready(installation: Installation) -> None:
 
 
 async def see_a_death(installation: Installation, replica: OwnPostgres) -> None:
-    """A worker that is killed is seen at once on the new primary too, for the lease is ten minutes."""
+    """A worker that is killed is seen at once on the new primary too, for the lease is five minutes."""
     await replica.until("(select count(*) = 2 from worker_lock)")
     run_id = await installation.run(agent={"model": "openai:sim-tokens-200-rate-20"}, input="go")
     await installation.until(run_id, "running")

@@ -208,13 +208,13 @@ class Worker:
         """Put back runs that nobody drives: our own, and those of dead workers.
 
         What took the database from us took it from the others too, so they get the time to come back: a lease for their
-        beats, and a moment for their locks.
+        beats, and a moment for their locks. And whoever was not heard of itself since then judges nobody.
         """
         await asyncio.sleep(self.parts.settings.beat_s / 2)
         if self.stranded:
             await queue.give_back(self.parts.database, self.parts.worker_id, self.stranded)
         lease_s = self.parts.settings.lease_s
-        if self.last_beat_s - self.revived_at_s < min(REVIVAL_S, lease_s):
+        if not self.parts.tenure.holds or self.last_beat_s - self.revived_at_s < min(REVIVAL_S, lease_s):
             return
         steady = self.last_beat_s - self.steady_since_s > self.grace_s
         stolen = await queue.steal(self.parts.database, lease_s if steady else None)
