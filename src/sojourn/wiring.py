@@ -52,7 +52,10 @@ from sojourn.worker.worker import Worker
 
 log = logging.getLogger("sojourn.wiring")
 
-CHANNELS = ("sojourn_run", "sojourn_delta", "sojourn_work", "sojourn_inbox", "sojourn_wanted", "sojourn_schedule")
+CHANNELS = (
+    "sojourn_run", "sojourn_delta", "sojourn_work", "sojourn_inbox", "sojourn_wanted", "sojourn_schedule",
+    "sojourn_stop",
+)  # fmt: skip
 BASE32 = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 DATABASE_RETRY_S = 1.0
 REST_S = 1.0
@@ -95,25 +98,25 @@ async def work(settings: Settings) -> None:
 
 async def recover_key(settings: Settings) -> str:
     """Make the first key of an installation anew, and end the older ones. Raises SojournError."""
-    async with _installation(settings) as database:
+    async with existing_database(settings) as database:
         return await keys.recover(database)
 
 
 async def tenants(settings: Settings) -> list[limits.TenantRow]:
     """Read the tenants of an installation. Raises SojournError."""
-    async with _installation(settings) as database:
+    async with existing_database(settings) as database:
         return await limits.tenants(database)
 
 
 async def set_tenant(settings: Settings, tenant: str, changes: Mapping[str, int | None]) -> None:
     """Change a tenant's limits. Raises SojournError."""
-    async with _installation(settings) as database:
+    async with existing_database(settings) as database:
         await limits.set_limits(database, tenant, changes)
 
 
 @asynccontextmanager
-async def _installation(settings: Settings) -> AsyncIterator[Database]:
-    """The database of an installation that is there. Raises SojournError."""
+async def existing_database(settings: Settings) -> AsyncIterator[Database]:
+    """Open the database of an installation for its operator, and make none. Raises SojournError."""
     try:
         if not settings.database_url and not home_in(settings.data_path).data.exists():
             raise NotFound(f"There is no installation in {settings.data_path}. Name its folder with SOJOURN_DATA_DIR.")

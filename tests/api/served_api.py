@@ -15,7 +15,16 @@ from aiohttp import web
 from played_worker import at, ids
 
 from sojourn.api.app import build
-from sojourn.api.parts import DELTA_BELL, INBOX_BELL, RUN_BELL, SCHEDULE_BELL, WANTED_BELL, WORK_BELL, Api
+from sojourn.api.parts import (
+    DELTA_BELL,
+    INBOX_BELL,
+    RUN_BELL,
+    SCHEDULE_BELL,
+    STOP_BELL,
+    WANTED_BELL,
+    WORK_BELL,
+    Api,
+)
 from sojourn.loop.agent import Tool
 from sojourn.models.model import Endpoint
 from sojourn.sandboxes.sandbox import Provider
@@ -33,7 +42,7 @@ TOOLS = {
     "read_file": Tool(name="read_file", effect="read"),
     "wait_for_event": Tool(name="wait_for_event", effect="read", executor="event"),
 }
-CHANNELS = (RUN_BELL, DELTA_BELL, WORK_BELL, INBOX_BELL, WANTED_BELL, SCHEDULE_BELL)
+CHANNELS = (RUN_BELL, DELTA_BELL, WORK_BELL, INBOX_BELL, WANTED_BELL, SCHEDULE_BELL, STOP_BELL)
 GOAL = {"input": "Which year was the warmest?", "model": "sim:one", "tools": ["shell"]}
 
 

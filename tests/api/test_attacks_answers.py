@@ -173,7 +173,7 @@ async def test_a_narrow_key_hears_of_its_scope_before_anything_of_the_run(api: S
         for method, path in (
             ("POST", f"/v1/runs/{there}/fork"),
             ("GET", f"/v1/runs/{there}/continuation"),
-            ("POST", f"/v1/admin/runs/{there}/release"),
+            ("POST", f"/v1/runs/{there}/retry"),
             ("POST", f"/v1/runs/{there}/hold"),
             ("GET", f"/v1/runs/{there}/hook"),
             ("POST", f"/v1/approvals/{there}.LzA"),

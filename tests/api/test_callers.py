@@ -65,10 +65,11 @@ async def things(api: Served, player: Player) -> dict[str, str]:
     assert (await api.post("/v1/schedules", schedule)).status == 201
     seal = (await api.post("/v1/seals/rotate")).json["data"][0]["issuer"]
     blob = (await api.call("POST", "/v1/blobs", data=b"notes")).json["digest"]
+    stop = (await api.post("/v1/admin/stops", {"what": "user", "id": "nobody"})).json["id"]
     return {
         "run_id": made["run_id"], "session_id": made["session_id"], "name": "analyst", "version": "1",
         "approval_id": wait["approval"], "key_id": key, "path": "a.csv", "digest": blob,
-        "issuer": seal,
+        "issuer": seal, "stop_id": stop,
     }  # fmt: skip
 
 

@@ -334,17 +334,23 @@ async def test_a_fork_is_made_once_for_one_key(api: Served, player: Player) -> N
 
 async def test_an_operator_lets_a_run_out_of_quarantine(api: Served, player: Player) -> None:
     run_id = await api.start()
-    assert (await api.post(f"/v1/admin/runs/{run_id}/release")).code == "run.not_quarantined"
+    assert (await api.post(f"/v1/runs/{run_id}/retry")).code == "run.not_quarantined"
     (claimed,) = await queue.claim(api.parts.database, player.id, 1)
     lease = (claimed.run_id, claimed.fence)
     assert await runs.quarantine(api.parts.database, player.id, lease, UnknownFormat("A newer release wrote it."))
     run = (await api.get(f"/v1/runs/{run_id}")).json
     assert (run["status"], run["error"]["code"]) == ("quarantined", "continuation.unknown_format")
     assert (await api.get("/v1/runs?status=quarantined")).json["data"][0]["id"] == run_id
+    (letter,) = (await api.get("/v1/dead_letters")).json["data"]
+    assert (letter["run"]["id"], letter["claims"], letter["run"]["error"]) == (run_id, 0, run["error"])
+    assert (await api.get("/v1/dead_letters?agent=another")).json["data"] == []
+    (*_, told) = (await api.get(letter["events"])).json["data"]
+    assert (told["type"], told["error"]) == ("run.quarantined", run["error"])
     narrow = await api.key_with("runs:*")
-    assert (await api.post(f"/v1/admin/runs/{run_id}/release", key=narrow)).code == "auth.forbidden"
-    let = await api.post(f"/v1/admin/runs/{run_id}/release")
-    assert (let.status, let.json["status"]) == (200, "queued")
+    assert (await api.get("/v1/dead_letters", key=narrow)).code == "auth.forbidden"
+    assert (await api.post(f"/v1/runs/{run_id}/retry", key=narrow)).code == "auth.forbidden"
+    let = await api.post(f"/v1/runs/{run_id}/retry")
+    assert (let.status, let.json["status"], let.json["error"]) == (202, "queued", None)
     play = await player.take(run_id)
     await play.finish()
     assert (await api.get(f"/v1/runs/{run_id}")).json["error"] is None

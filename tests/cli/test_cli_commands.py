@@ -223,7 +223,7 @@ async def test_runs_of_every_status_can_be_asked_for(api: ScriptedApi, sojourn: 
     api.answers["GET /v1/runs"] = lambda seen: page(*[run.document] * (seen.query["status"] == run.status))
     for status in get_args(Status):
         assert (await sojourn("runs", "--status", status)).out.count("run_1") == (status == run.status)
-    assert "with workers that can: sojourn release run_1" in (await sojourn("get", "run_1")).out
+    assert "once the cause is mended: sojourn retry run_1" in (await sojourn("get", "run_1")).out
 
 
 async def test_trace_is_a_tree_with_times_tokens_and_cost(api: ScriptedApi, sojourn: Console):

@@ -76,12 +76,6 @@ async def test_a_fork_says_where_it_begins(sojourn: Console, api: ScriptedApi, w
     assert (await sojourn("fork", "run_1", "--json")).json["run_id"] == "run_2"
 
 
-async def test_a_run_is_let_out_of_quarantine(sojourn: Console, api: ScriptedApi):
-    api.answers["POST /v1/admin/runs/run_1/release"] = {"id": "run_1", "status": "queued"}
-    assert (await sojourn("release", "run_1")).out == "run_1 is queued\n"
-    assert (await sojourn("release", "run_1", "--json")).json["status"] == "queued"
-
-
 async def test_keys_are_listed_rotated_and_revoked(sojourn: Console, api: ScriptedApi):
     api.answers["GET /v1/seals"] = SEALS
     api.answers["POST /v1/seals/rotate"] = SEALS

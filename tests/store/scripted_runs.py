@@ -16,11 +16,11 @@ from sojourn.loop.agent import Agent, Tool, ref
 from sojourn.loop.continuation import Continuation, Principal, fresh
 from sojourn.loop.machine import apply, begin
 from sojourn.loop.messages import Message, Source, Text, ToolCall, Usage, observed, said
-from sojourn.store import queue, runs
+from sojourn.store import queue, runs, stops
 from sojourn.store.commits import Committer
 from sojourn.store.db import Connection, Database
 from sojourn.store.deltas import DeltaWriter
-from sojourn.store.rows import Claimed, Commit, LedgerRow, NewRun, Release, ScheduleRow
+from sojourn.store.rows import Claimed, Commit, LedgerRow, NewRun, Release, ScheduleRow, StopOrder
 from sojourn.store.rows import Principal as Caller
 from sojourn.store.tenant import blobs, catalog, idempotency, issuers, keys, schedules, sessions
 
@@ -236,6 +236,9 @@ async def furnish(database: Database, tenant: str) -> Caller:
             await schedules.create(conn, scheduled(caller), most=1)
             await schedules.made(conn, "nightly", run_id, AT)
             await runs.arrive(conn, replace(hand.state, run_id="run_elsewhere"), run_id)
+            new = stops.NewStop(tenant=tenant, what="user", target="nobody")
+            stop = await stops.make(conn, new, stop_id=new_id("stp"), by="ann")
+        await stops.note(database, hand.claimed, [StopOrder(id=stop.id, mode="cancel", reason="")])
         await hand.commit(release=Release(status="suspended"))
     return caller
 

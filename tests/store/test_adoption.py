@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 from msgspec.structs import replace
-from scripted_runs import AT, enter, hired, new_id, replied, submit
+from scripted_runs import AT, enter, hired, new_id, replied, submit, words
 from tests.loop.exported_runs import RUNS, every_wait, nested
 from tests.loop.run_kit import Run
 
@@ -304,19 +304,19 @@ async def test_newer_version_quarantined_not_modified(database: Database) -> Non
             assert await conn.fetchval("select snapshot from run where id = $1", run_id) == newer
             with pytest.raises(UnknownFormat):
                 await runs.source(conn, run_id)
-            await runs.post(conn, run_id, ev.Cancelled(at=AT, by="ann"))
+            await runs.post(conn, run_id, words())
             assert (await runs.get(conn, run_id)).status == "quarantined", "mail does not wake it"
         assert await queue.claim(database, worker.id, 5) == []
         async with database.migrator() as owner:
             await owner.execute("update run set snapshot = $1", snapshots.freeze(fresh_state(run_id)))
         async with database.scoped(caller.handle) as conn:
-            await runs.release(conn, run_id)
+            await runs.retry(conn, run_id)
             assert (await runs.get(conn, run_id)).status == "queued"
             with pytest.raises(Conflict) as refused:
-                await runs.release(conn, run_id)
+                await runs.retry(conn, run_id)
             assert refused.value.code == "run.not_quarantined"
             with pytest.raises(NotFound):
-                await runs.release(conn, "run_none")
+                await runs.retry(conn, "run_none")
         (claimed,) = await queue.claim(database, worker.id, 5)
         assert (claimed.run_id, claimed.claims) == (run_id, 1), "it begins anew to count those that try in vain"
 

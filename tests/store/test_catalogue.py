@@ -5,10 +5,14 @@ from sojourn.store.db import Connection, Database
 WITHOUT_TENANT = {"worker", "worker_lock", "call_share", "scope_key", "hook_key", "schema_migration", "tidying"}
 ENGINE_SEES_ALL = {
     "tenant", "agent", "run", "inbox", "journal", "message", "ledger", "delta", "agent_spec", "session", "purge",
+    "stop", "stopped_run",
 }  # fmt: skip
-TIDIED = {"session", "run", "inbox", "journal", "message", "ledger", "delta", "blob", "blob_use", "blob_tally", "purge"}
+TIDIED = {
+    "session", "run", "inbox", "journal", "message", "ledger", "delta", "blob", "blob_use", "blob_tally", "purge",
+    "stopped_run",
+}  # fmt: skip
 """What the doors of retention delete from."""
-KEYRING_SEES_ALL = {"tenant", "api_key", "seal_key", "trusted_issuer", "schedule", *TIDIED}
+KEYRING_SEES_ALL = {"tenant", "api_key", "seal_key", "trusted_issuer", "schedule", "stop", *TIDIED}
 NOTHING_SAID = {"purge", "blob_use", "blob_tally"}
 SECRET_TO_DOORS = {"event", "body", "data", "items", "snapshot", "result", "input", "spec"}
 """What was said and done: doors delete it unseen."""
@@ -45,6 +49,8 @@ DEFINERS = {
     "due_schedule": {"sojourn_api"},
     "next_schedule_at": {"sojourn_api"},
     "take_schedule": {"sojourn_api"},
+    "refuse_stopped": set(),
+    "lease_heard_at": {"sojourn_api"},
 }
 OURS = {"sojourn_owner", "sojourn_keyring", "sojourn_api", "sojourn_engine"}
 NOT_EXTENSION = "not exists (select from pg_depend d where d.objid = {}.oid and d.deptype = 'e')"

@@ -16,7 +16,7 @@ from sojourn.store.tenant import keys, sessions
 TABLES = [
     "tenant", "api_key", "agent", "agent_version", "agent_spec", "session", "run", "journal", "message", "ledger",
     "delta", "blob", "blob_use", "blob_tally", "idempotency", "seal_key", "trusted_issuer", "imported_run", "schedule",
-    "fire",
+    "fire", "stop", "stopped_run",
 ]  # fmt: skip
 
 
@@ -112,6 +112,8 @@ WRITES = {
     "idempotency": "insert into idempotency (tenant, user_id, key, route, request_digest, expires_at)"
     " values ($1, 'ann', 'new', 'r', 'd', now())",
     "blob_use": "insert into blob_use (tenant, run_id, digest) select $1, 'run_x', digest from blob limit 1",
+    "stop": "insert into stop (tenant, id, what, target, mode, made_by)"
+    " values ($1, 'stp_0123456789abcdef', 'user', 'x', 'cancel', 'ann')",
     "imported_run": "insert into imported_run (tenant, run_id, rev, became) values ($1, 'run_x', 1, 'run_y')",
     "schedule": "insert into schedule (tenant, name, user_id, key_id, spec, since)"
     " select $1, 'new', scope_user(), (scope())[3], '{}', now()",
@@ -142,6 +144,7 @@ CHANGES = [
     "update blob set kept_until = now(), look_at = now()",
     "update schedule set due_at = now(), spec = '{}'",
     "delete from schedule",
+    "update stop set lifted_by = 'ann', lifted_at = now()",
 ]
 
 

@@ -39,7 +39,7 @@ from sojourn.worker.stop import Stop
 from sojourn.worker.tenure import Tenure
 from sojourn.worker.worker import Worker
 
-CHANNELS = ("sojourn_run", "sojourn_delta", "sojourn_work", "sojourn_inbox", "sojourn_wanted")
+CHANNELS = ("sojourn_run", "sojourn_delta", "sojourn_work", "sojourn_inbox", "sojourn_wanted", "sojourn_stop")
 DONE = "all done"
 Turn = str | tuple[tuple[str, dict[str, Any]], ...]
 """A reply: words, or calls of tools with their arguments."""

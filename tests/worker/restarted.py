@@ -22,7 +22,7 @@ from sojourn.models.simulator.script import Call, Rule, Script, When
 from sojourn.sandboxes.bwrap import BwrapProvider
 
 TOOLS = '''
-import asyncio, os
+import asyncio, os, time
 from sojourn.tools.functions import tool
 
 def record(line):
@@ -58,6 +58,19 @@ async def stubborn(*, context) -> str:
 def report(kb: int) -> str:
     """Says a lot."""
     return "".join(f"{n:1023}\\n" for n in range(kb))
+
+@tool
+def hang(*, context) -> str:
+    """Never returns."""
+    record(f"{context.run_id} hang")
+    time.sleep(600)
+
+@tool(effect="idempotent")
+def crash(*, context) -> str:
+    """Kills the worker that runs it, until somebody mends it."""
+    if not os.path.exists(os.environ["EFFECTS"] + ".mended"):
+        os.kill(os.getpid(), 9)
+    return "survived"
 '''
 PAY = '''
 @tool
@@ -87,7 +100,7 @@ class Company(Installation):
 
     def __init__(self, data_dir: Path, simulator: Simulator, **env: str) -> None:
         self.effects = data_dir / "effects"
-        tools = offer_tools(data_dir, TOOLS + PAY, "charge", "ship", "report", "pay", "stubborn")
+        tools = offer_tools(data_dir, TOOLS + PAY, "charge", "ship", "report", "hang", "crash", "pay", "stubborn")
         own = {"EFFECTS": str(self.effects), "PYTHONDONTWRITEBYTECODE": "1", "SOJOURN_BEAT_S": "0.2"}
         super().__init__(data_dir, simulator.url, {**tools, **own, **env})
         self.simulator = simulator

@@ -30,7 +30,7 @@ async def test_newer_version_is_quarantined_untouched_and_goes_on_when_it_is_let
             assert kept == b'{"version":99,' + old.removeprefix(b"{")
             await engine.execute("update run set snapshot = $2 where id = $1", run_id, old)
         async with database.scoped(caller.principal.handle) as conn:
-            await runs.release(conn, run_id)
+            await runs.retry(conn, run_id)
         worker.parts.doorbell.ring("sojourn_work", ())
         row = await caller.until(run_id, "completed")
         assert (row.result, row.error) == ("read", None)

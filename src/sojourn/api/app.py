@@ -27,12 +27,13 @@ from sojourn.api.operations import health, metrics
 from sojourn.api.parts import Api
 from sojourn.api.reference import openapi, page
 from sojourn.api.route import Answer, Ask, Live, Route
-from sojourn.api.runs import holds, signals
+from sojourn.api.runs import dead_letters, holds, signals
 from sojourn.api.runs import routes as runs
 from sojourn.api.schedules import clock
 from sojourn.api.schedules import routes as schedules
 from sojourn.api.sessions import files
 from sojourn.api.sessions import routes as sessions
+from sojourn.api.stops import routes as stops
 from sojourn.identity.tokens import Tokens
 from sojourn.store.tenant.keys import authenticate
 
@@ -79,6 +80,7 @@ def served() -> tuple[Route, ...]:
         *runs.ROUTES,
         *holds.ROUTES,
         *signals.ROUTES,
+        *dead_letters.ROUTES,
         *events.ROUTES,
         *continuations.ROUTES,
         *issuers.ROUTES,
@@ -91,6 +93,7 @@ def served() -> tuple[Route, ...]:
         *approvals.ROUTES,
         *results.ROUTES,
         *keys.ROUTES,
+        *stops.ROUTES,
         *health.routes(),
         *metrics.ROUTES,
     )

@@ -17,9 +17,9 @@ from sojourn.store.doorbell import Doorbell
 from sojourn.store.rows import Principal
 
 RUN_BELL, DELTA_BELL, WORK_BELL, INBOX_BELL = "sojourn_run", "sojourn_delta", "sojourn_work", "sojourn_inbox"
-WANTED_BELL, SCHEDULE_BELL = "sojourn_wanted", "sojourn_schedule"
+WANTED_BELL, SCHEDULE_BELL, STOP_BELL = "sojourn_wanted", "sojourn_schedule", "sojourn_stop"
 """The doorbells: new events of a run, new deltas of it, a run that may be claimed, mail for one that is held, a session
-whose files are to be put away, and a schedule that was changed."""
+whose files are to be put away, a schedule that was changed, and a stop that was made or lifted."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ NAMES: Mapping[str, str] = {
     "run_id": f"run_{ID}",
     "session_id": f"ses_{ID}",
     "key_id": f"key_{ID}",
+    "stop_id": f"stp_{ID}",
     "digest": "sha256:[0-9a-f]{64}",
     "issuer": "ed25519:[A-Za-z0-9_-]{43}",
     "approval_id": f"run_{ID}\\.[A-Za-z0-9_-]{{1,400}}",

@@ -112,6 +112,8 @@ class Desk:
                 self._suspended = False
             case "approval.resolved":
                 pass
+            case "run.quarantined":
+                return True
             case _:
                 return False
         return self._suspended and self._stands(item["seq"])

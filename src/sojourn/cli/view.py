@@ -87,8 +87,8 @@ class View:
                 self._line(item, _shortened(item), "dim")
             case "agent.frame_started":
                 self._line(item, f"▸ sub-agent {item.get('tool') or ''} begins", "dim")
-            case "run.failed" | "error":
-                self._line(item, _reason(item["error"]), "red" if item["type"] == "run.failed" else "yellow")
+            case "run.failed" | "run.quarantined" | "error":
+                self._line(item, _reason(item["error"]), "yellow" if item["type"] == "error" else "red")
             case "run.suspended":
                 self._open = {id_: asked for id_, asked in self._open.items() if id_ in item["waits"]}
                 self._line(item, "… the run waits, and holds nothing meanwhile", "yellow")

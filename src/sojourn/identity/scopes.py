@@ -20,7 +20,8 @@ SCOPES: Mapping[str, str] = {
     "approvals:decide": "Answer what waits for a person.",
     "budgets:raise": "Raise the limits of a run that has used them up.",
     "admin:keys": "See, make and revoke the tenant's API keys and signing keys, and say whose exports are let in.",
-    "admin:runs": "Let runs out of quarantine.",
+    "admin:runs": "See dead letters, and let them out of quarantine.",
+    "admin:stop": "Stop runs, sessions, agents, users and the tenant, and lift such stops.",
     "admin:metrics": "Read the server's metrics, which count all tenants.",
 }
 """Every scope, and what it allows."""

@@ -23,23 +23,28 @@ from datetime import datetime
 import asyncpg  # type: ignore[import-untyped]
 import msgspec
 
-from sojourn.errors import LeaseLost, MissingPin, Unreadable
+from sojourn.errors import LeaseLost, MissingPin, SojournError, Unreadable
 from sojourn.loop import events as ev
 from sojourn.loop.agent import Agent
 from sojourn.loop.continuation import frames
 from sojourn.loop.messages import Message
 from sojourn.loop.moving.levels import LEVEL
 from sojourn.store.db import ANSWER_S, Connection, Database, closed_on_error, edge
-from sojourn.store.rows import Claimed, Opened
+from sojourn.store.rows import Claimed, Opened, StopOrder
 from sojourn.store.runs.journal import places
-from sojourn.store.runs.quarantine import quarantine
+from sojourn.store.runs.quarantine import bury, ending, quarantine
 from sojourn.store.runs.snapshots import body, thaw, whole
 from sojourn.store.sharing import turns
+from sojourn.store.stops.matching import NAMES_RUN
 
 log = logging.getLogger("sojourn.store")
 
 CLAIMS_MAX = 8
-"""A run that was claimed so often in a row and came no further is not claimed again."""
+"""A run that was claimed so often in a row and came no further is a dead letter."""
+POISON = (
+    f"{CLAIMS_MAX} workers took it up in a row and none came any further; their logs say why. Once that is mended, "
+    "retry goes on where it stood."
+)
 LOCKS = 0x504A
 """The space of the advisory locks that workers hold."""
 
@@ -57,16 +62,19 @@ with known as (
 insert into worker_lock (worker) select id from known on conflict do nothing
 """
 
+# Who had it in vain, one after the other. It begins anew with the first claim after some progress.
+LOST_BY = """lost_workers = case when r.claims > 1 then array_append(r.lost_workers, r.lease_worker)
+    else array[r.lease_worker] end"""
 # The more often it was claimed in vain, the longer it rests: 2 s, 4 s, ... at most a minute.
-GIVE_BACK = """
-update run r set status = 'queued', lease_worker = null,
+GIVE_BACK = f"""
+update run r set status = 'queued', lease_worker = null, {LOST_BY},
     due_at = now() + make_interval(secs => least(60, power(2, least(r.claims, 6))))
 from unnest($2::text[], $3::bigint[]) as lease (id, fence)
 where r.lease_worker = $1 and r.id = lease.id and r.fence = lease.fence
 """
 
-# One answer of four kinds of rows; an agent brings the sub-agents that its tools name.
-OPEN = """
+# One answer of five kinds of rows; an agent brings the sub-agents that its tools name.
+OPEN = f"""
 with recursive agent (digest, subs, spec) as (
     select digest, subs, spec from agent_spec where tenant = $1 and digest = any($7::text[])
     union
@@ -84,6 +92,9 @@ union all
 select 'mail', '', id, event from inbox where tenant = $1 and run_id = $2
 union all
 select 'agent', digest, 0, convert_to(spec, 'UTF8') from agent
+union all
+select s.mode, s.id, 0, convert_to(s.reason, 'UTF8') from stop s join run r on {NAMES_RUN}
+where r.tenant = $1 and r.id = $2 and s.lifted_at is null
 """
 
 MAIL = """
@@ -112,7 +123,7 @@ with dead as materialized (
     select r.tenant, r.id from run r join dead on r.lease_worker = dead.id
     for no key update of r skip locked
 )
-update run r set status = 'queued', lease_worker = null, ready = claims < 3,
+update run r set status = 'queued', lease_worker = null, ready = claims < 3, {LOST_BY},
     due_at = now() + make_interval(secs => case when claims < 3 then 0 else random() * power(2, least(claims, 6)) end)
 from stranded s where r.tenant = s.tenant and r.id = s.id
 returning r.id
@@ -178,13 +189,16 @@ class Line:
             raise LeaseLost("This worker was taken for dead; register it again.") from None
 
     async def _read(self, turn: turns.Turn) -> list[Claimed]:
-        """Read the claimed rows; those that this release cannot read are given back."""
+        """Read the claimed rows; those that this release cannot read, and those that kill workers, are given away."""
         claimed = []
-        for one in turn.claims:
+        for row in turn.claims:
             try:
-                claimed.append(_claimed(one))
+                one = _claimed(row)
             except Unreadable as error:
-                await refuse(self._db, self._worker_id, (one.run_id, one.fence), claims=one.claims, reason=error)
+                await refuse(self._db, self._worker_id, (row.run_id, row.fence), claims=row.claims, reason=error)
+                continue
+            if one.claims <= CLAIMS_MAX or not await _set_aside(self._db, self._worker_id, one):
+                claimed.append(one)
         return claimed
 
 
@@ -194,15 +208,30 @@ def _claimed(one: turns.Claim) -> Claimed:
     return Claimed(run_id=one.run_id, tenant=one.tenant, fence=one.fence, snapshot=snapshot, claims=one.claims)
 
 
+async def _set_aside(db: Database, worker_id: str, claimed: Claimed) -> bool:
+    """Make a dead letter of a run that one worker after the other did not survive, unless it only has to be ended."""
+    lease = (claimed.run_id, claimed.fence)
+    if claimed.claims <= 2 * CLAIMS_MAX and await ending(db, worker_id, lease) is not None:
+        return False
+    log.error("run.poison", extra={"run": claimed.run_id, "claims": claimed.claims})
+    await quarantine(db, worker_id, lease, SojournError(POISON, code="run.not_driven"))
+    return True
+
+
 async def claim(db: Database, worker_id: str, n: int = 1) -> list[Claimed]:
     """Lease up to `n` runs as somebody who has served nobody yet. Raises LeaseLost."""
     return await Line(db, worker_id).claim(n)
 
 
 async def refuse(db: Database, worker_id: str, lease: Lease, *, claims: int, reason: Unreadable) -> None:
-    """Leave a claimed run that this release cannot read to a newer worker; in quarantine where none came for it."""
+    """Leave a claimed run that this release cannot read to a newer worker; in quarantine where none came for it.
+
+    One that somebody has cancelled is ended unread.
+    """
     log.error("run.unreadable", extra={"run": lease[0], "code": reason.code, "detail": str(reason), "claims": claims})
-    if claims > CLAIMS_MAX:
+    if (end := await ending(db, worker_id, lease)) is not None:
+        await bury(db, worker_id, lease, end)
+    elif claims > CLAIMS_MAX:
         await quarantine(db, worker_id, lease, reason)
     else:
         await give_back(db, worker_id, {lease})
@@ -221,6 +250,7 @@ async def open(db: Database, claimed: Claimed, *, known: Collection[str] = ()) -
     bodies: dict[tuple[str, int], Message] = {}
     inbox: list[tuple[int, bytes]] = []
     agents: dict[str, Agent] = {}
+    stops: list[StopOrder] = []
     for kind, name, number, data in found:
         match kind:
             case "body":
@@ -229,10 +259,13 @@ async def open(db: Database, claimed: Claimed, *, known: Collection[str] = ()) -
                 inbox.append((number, data))
             case "agent":
                 agents[name] = _agent.decode(data)
+            case "cancel" | "hold" as mode:
+                stops.append(StopOrder(id=name, mode=mode, reason=data.decode()))
     if missing := wanted - agents.keys():
         raise MissingPin(f"Run {claimed.run_id} needs agent version {min(missing)}, which is not stored.")
     letters = _letters(claimed.run_id, sorted(inbox))
-    return Opened(continuation=whole(claimed.snapshot, bodies), agents=agents, inbox=tuple(letters))
+    continuation = whole(claimed.snapshot, bodies)
+    return Opened(continuation=continuation, agents=agents, inbox=tuple(letters), stops=tuple(stops))
 
 
 async def mail(db: Database, runs: Collection[tuple[str, str]]) -> dict[str, Letters | Unreadable]:

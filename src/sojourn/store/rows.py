@@ -104,6 +104,14 @@ class IssuerRow(Plain, frozen=True, kw_only=True):
     ended_at: datetime | None = None
 
 
+class DeadLetter(Plain, frozen=True, kw_only=True):
+    """How a run came into quarantine: claimed so often in a row, and lost by these workers; oldest first."""
+
+    at: datetime | None
+    claims: int | None
+    workers: tuple[str, ...] = ()
+
+
 class RunRow(Plain, frozen=True, kw_only=True):
     """A run as callers see it; `seq` is the number of its last event. `usd_micros` is None where a price is unknown."""
 
@@ -129,6 +137,8 @@ class RunRow(Plain, frozen=True, kw_only=True):
     labels: dict[str, str]
     schedule: str | None
     fire_at: datetime | None
+    dead_letter: DeadLetter | None = None
+    """Only of a run in quarantine."""
 
 
 class RunPage(Plain, frozen=True):
@@ -161,12 +171,21 @@ class Claimed(Plain, frozen=True, kw_only=True):
     claims: int
 
 
+class StopOrder(Plain, frozen=True, kw_only=True):
+    """A stop that is in force for a claimed run."""
+
+    id: str
+    mode: Literal["cancel", "hold"]
+    reason: str
+
+
 class Opened(Plain, frozen=True, kw_only=True):
     """All that is needed to drive a claimed run. `inbox` holds (row id, event) in the order they were posted."""
 
     continuation: Continuation
     agents: dict[str, Agent]
     inbox: tuple[tuple[int, Event], ...] = ()
+    stops: tuple[StopOrder, ...] = ()
 
 
 class LedgerRow(Plain, frozen=True, kw_only=True):

@@ -18,11 +18,11 @@ from typing import Literal, TypeVar
 from sojourn.errors import LeaseLost, StoreUnavailable, Unreadable
 from sojourn.loop import events as ev
 from sojourn.loop.agent import Agent
-from sojourn.loop.continuation import Failure, Phase, frames, fresh, pending
+from sojourn.loop.continuation import Phase, frames, fresh, pending
 from sojourn.loop.effects import CallModel, CallTool, Effect
 from sojourn.loop.machine import apply, due, in_flight, phase, wake_at
 from sojourn.loop.messages import Usage
-from sojourn.store import queue
+from sojourn.store import queue, stops
 from sojourn.store.commits import MailWaits
 from sojourn.store.rows import Claimed, Commit, LedgerRow, Opened, Release
 from sojourn.worker.asking import held
@@ -74,10 +74,9 @@ class Drive:
         self.stopping: list[asyncio.Task[None]] = []
         for event in in_flight(self.state, self.state.updated_at):
             self.happened.put_nowait(event)
-        if claimed.claims > queue.CLAIMS_MAX:
-            detail = f"{queue.CLAIMS_MAX} workers took it up in a row and none came any further; their logs say why."
-            self.happened.put_nowait(ev.GaveUp(at=parts.now(), error=Failure("run.not_driven", detail)))
         self.deliver(opened.inbox)
+        for order in opened.stops:
+            self.happened.put_nowait(stops.ordered(order, parts.now()))
         self.happened.put_nowait(ev.Ticked(at=parts.now()))  # what was decided in time comes before what ran out
 
     # ---- from outside ----

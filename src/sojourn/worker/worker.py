@@ -1,9 +1,9 @@
 """A worker process: it claims runs, drives each in a task, and gives them back when it is told to stop.
 
-`wiring` starts it. Small loops run side by side: claim, read mail, beat, rescue what nobody drives, tidy, share,
-expire, and let go of what is in flight before others can have it. The rules: what happens to one run never stops
-another; while the database is away the worker waits and tries again; a suspended run holds nothing of it; once it is
-told to stop it claims nothing new, and every run is finished or handed back.
+`wiring` starts it. Small loops run side by side: claim, read mail, beat, carry out stops, rescue what nobody drives,
+tidy, share, expire, and let go of what is in flight before others can have it. The rules: what happens to one run never
+stops another; while the database is away the worker waits and tries again; a suspended run holds nothing of it; once it
+is told to end it claims nothing new, and every run is finished or handed back.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from typing import TypeVar
 from sojourn import __version__
 from sojourn.errors import LeaseLost, StoreUnavailable, Unreadable
 from sojourn.loop.agent import Agent
-from sojourn.store import deltas, queue
+from sojourn.store import deltas, queue, stops
 from sojourn.store.db import Connection, edge
 from sojourn.store.doorbell import Subscription
 from sojourn.store.queue import Lease
@@ -90,9 +90,9 @@ class Worker:
         self.stop = stop
         await self._register()
         bell = self.parts.doorbell
-        ears = (bell.subscribe(name) for name in ("sojourn_work", "sojourn_inbox", WANTED))
+        ears = (bell.subscribe(name) for name in ("sojourn_work", "sojourn_inbox", WANTED, "sojourn_stop"))
         with ExitStack() as stack:
-            work, mail, wanted = map(stack.enter_context, ears)
+            work, mail, wanted, ordered = map(stack.enter_context, ears)
             self.work = work
             loops = [
                 asyncio.create_task(self._repeat(self._claim, work)),
@@ -103,6 +103,7 @@ class Worker:
                 asyncio.create_task(self._repeat(self._share, wanted)),
                 asyncio.create_task(self._repeat(self._expire, wanted)),
                 asyncio.create_task(self._repeat(self._let_go, wanted)),
+                asyncio.create_task(self._repeat(self._stop, ordered)),
             ]
             try:
                 await stop.told.wait()
@@ -258,6 +259,12 @@ class Worker:
         for drive in self.drives.values():
             drive.interrupt()
 
+    async def _stop(self, ordered: Subscription) -> None:
+        """Carry out the stops that are not done yet."""
+        while await stops.sweep(self.parts.database, self.parts.doorbell.ring, self.parts.now()):
+            pass
+        await ordered.wait(POLL_S)
+
     async def _tidy(self, wanted: Subscription) -> None:
         """Put sandboxes away that are wanted elsewhere or idle, and forget what nobody can ask for any more."""
         await wanted.wait(TIDY_S)
@@ -306,6 +313,8 @@ class Worker:
             known = self.agents if len(self.agents) < AGENTS_MAX else {}
             opened = await queue.open(self.parts.database, claimed, known=known)
             self.agents = agents = {**known, **opened.agents}
+            if opened.stops:
+                await stops.note(self.parts.database, claimed, opened.stops)
             drive = self.drives[lease] = Drive(self.parts, claimed, opened, agents)
             self.unread = True
             if self.stop.told.is_set():

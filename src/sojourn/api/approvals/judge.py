@@ -17,7 +17,7 @@ from sojourn.loop.agent import Tool
 from sojourn.loop.continuation import Call, Wait
 from sojourn.loop.events import Decided, Paused, Signalled
 from sojourn.loop.step import decisions
-from sojourn.store import runs
+from sojourn.store import runs, stops
 from sojourn.store.db import Connection
 
 REFUSALS: Mapping[str, tuple[type[Refused], str | None]] = {
@@ -60,6 +60,7 @@ async def post(connection: Connection, asked: runs.Asked, event: Decided) -> Ans
     run_id = asked.continuation.run_id
     refused = decisions.refusal(asked.agents, asked.continuation, event)
     if refused is None:
+        await _may_go_on(connection, asked, event)
         _fits_schema(asked, event)
         return await noted(connection, run_id, event)
     before = [
@@ -71,6 +72,13 @@ async def post(connection: Connection, asked: runs.Asked, event: Decided) -> Ans
         raise AlreadyDecided("This was decided before, in another way; the run's events say how.")
     kind, pointer = REFUSALS[refused.code]
     raise kind(refused.detail, code=refused.code, pointer=pointer)
+
+
+async def _may_go_on(connection: Connection, asked: runs.Asked, event: Decided) -> None:
+    """Raise Conflict where a stop holds the run: it goes on once that is lifted."""
+    wait = asked.continuation.wait
+    if wait is not None and wait.id == event.wait and (stop := await stops.holding(connection, wait)):
+        raise Conflict(f"Stop {stop} holds the run. Lift the stop, or cancel the run.", code="stop.in_force")
 
 
 def _said(event: Decided) -> tuple[object, ...]:

@@ -1,4 +1,4 @@
-"""Runs that move: exported, imported, forked, and let out of quarantine.
+"""Runs that move: exported, imported, forked.
 
 routes    the handlers           gathering   a run that stands still, with all that it needs
 issuers   who is let in          landing     a new run made of it, checked against what this server has

@@ -1,4 +1,4 @@
-"""The handlers of exports, imports and forks, and the way out of quarantine.
+"""The handlers of exports, imports and forks.
 
 The rule: a run that moves is never changed by it; what is made is a new run of the caller.
 """
@@ -15,15 +15,12 @@ from sojourn.api.continuations import gathering, landing
 from sojourn.api.http import transfer
 from sojourn.api.http.codes import WrongMedia
 from sojourn.api.http.once import once
-from sojourn.api.parts import RUN_BELL, WORK_BELL
 from sojourn.api.route import Answer, Ask, Route
 from sojourn.api.runs.hear import heard
-from sojourn.api.runs.routes import seen
-from sojourn.api.runs.shapes import Accepted, Input, Run
+from sojourn.api.runs.shapes import Accepted, Input
 from sojourn.identity import scopes
 from sojourn.loop.moving.adoption import forked
 from sojourn.loop.moving.document import Export
-from sojourn.store import runs
 from sojourn.store.db import Connection
 
 NEEDED = ("sessions:read", "agents:read")
@@ -106,21 +103,9 @@ async def fork(ask: Ask[Fork, None]) -> Answer:
     return await once(ask, work)
 
 
-async def release(ask: Ask[None, None]) -> Answer:
-    """Let a run out of quarantine."""
-    run_id = ask.names["run_id"]
-
-    async def work(connection: Connection) -> Answer:
-        await runs.release(connection, run_id)
-        row = await runs.get(connection, run_id)
-        return Answer(body=seen(row), rings=((WORK_BELL, run_id), (RUN_BELL, run_id)))
-
-    return await once(ask, work)
-
-
 UNREADABLE = ("continuation.unreadable", "continuation.unknown_format", "continuation.bad_seal")
 LANDS = (
-    "model.no_key", "budget.no_price", "tool.unknown", "tool.changed", "session.busy", "limit.queue",
+    "model.no_key", "budget.no_price", "tool.unknown", "tool.changed", "session.busy", "limit.queue", "stop.in_force",
 )  # fmt: skip
 
 ROUTES = (
@@ -203,18 +188,5 @@ ROUTES = (
         ),
         creates=True,
         example={"step": 3, "input": "Try the other file."},
-    ),
-    Route(
-        method="POST",
-        path="/v1/admin/runs/{run_id}/release",
-        handler=release,
-        summary="Let a run out of quarantine",
-        detail="A run that no worker's release could read is `quarantined`, and left as it is. Put it back into the "
-        "queue once workers run that can.",
-        tag="continuations",
-        scope="admin:runs",
-        answers={200: (Run, "It is queued again")},
-        refusals=("request.not_found", "run.not_quarantined"),
-        creates=True,
     ),
 )

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import NamedTuple
 
+from sojourn.api.events import sse
 from sojourn.api.events.sse import Attempt, Row, Tape
 from sojourn.api.http.codes import StreamsFull
 from sojourn.api.parts import DELTA_BELL, RUN_BELL
@@ -336,17 +337,34 @@ async def _advance(connection: Connection, some: Sequence[Due]) -> None:
             pieces = found.get(due.tape.run_id, [])
             (slow if due.rows or not all(map(due.tape.knows, pieces)) else quick).append((due, pieces))
         left = [_tell(due, pieces, []) for due, pieces in quick]
+        quiet: dict[str, Due] = {}
         for due, pieces in slow:
             rows = await runs.events(connection, due.tape.run_id, after=due.tape.seq, limit=ROWS)
             left.append(_tell(due, pieces, rows))
+            if not rows:
+                quiet[due.tape.run_id] = due
+        if quiet:  # it rang, and not for an event
+            for run in await runs.dead(connection, quiet):
+                _bury(quiet[run.id], sse.dead(run))
         some = [due for due in left if due.rows or due.pieces]
+
+
+def _bury(due: Due, told: bytes) -> None:
+    """Let the followers of a run hear that it is a dead letter, once."""
+    if due.tape.dead != told:
+        due.tape.dead = told
+        _broadcast(due, told)
 
 
 def _tell(due: Due, pieces: list[DeltaRow], rows: list[Row]) -> Due:
     """Let the followers of a run hear what is new, and say what is left."""
     plain = due.tape.take(pieces, rows)
     if plain or due.tape.ended:
-        chunk = b"%x\r\n%b\r\n" % (len(plain), plain) if plain else b""
-        for follower in tuple(due.reader.followers):
-            follower.hear(plain, chunk, due.tape)
+        _broadcast(due, plain)
     return due._replace(rows=len(rows) == ROWS, pieces=len(pieces) == PIECES)
+
+
+def _broadcast(due: Due, plain: bytes) -> None:
+    chunk = b"%x\r\n%b\r\n" % (len(plain), plain) if plain else b""
+    for follower in tuple(due.reader.followers):
+        follower.hear(plain, chunk, due.tape)

@@ -226,11 +226,18 @@ class ErrorSeen(Seen, frozen=True, kw_only=True, tag="error"):
     attempt: int | None = None
 
 
+class RunQuarantined(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="run.quarantined"):
+    """It stands still as a dead letter. No fact of the journal, so without a seq: it is told while it is so."""
+
+    at: datetime | None
+    error: Trouble
+
+
 Kind = (
     RunQueued | RunStarted | RunSuspended | RunHeld | RunResumed | RunCompleted | RunFailed | RunCancelled | UserMessage
     | ModelStarted | ModelFinished | AgentThinking | AgentMessage | ToolUse | ToolUseStarted | ToolResultSeen
     | FrameStarted | FrameFinished | ApprovalRequested | ApprovalResolved | SignalReceived
-    | BudgetExhausted | SandboxOpened | SandboxRestored | ContextCompacted | ErrorSeen
+    | RunQuarantined | BudgetExhausted | SandboxOpened | SandboxRestored | ContextCompacted | ErrorSeen
 )  # fmt: skip
 
 ENDS: tuple[type[Seen], ...] = (RunCompleted, RunFailed, RunCancelled)

@@ -16,6 +16,7 @@ from sojourn.loop.machine import begin
 from sojourn.loop.messages import Message, Part, Reasoning, Text, ToolCall, ToolResult
 from sojourn.loop.policy import Verdict, gate
 from sojourn.loop.step.waits import parsed
+from sojourn.store.rows import RunRow
 
 SANDBOX: dict[str, type[k.Seen]] = {
     "sandbox.opened": k.SandboxOpened,
@@ -71,6 +72,14 @@ def project(run_id: str, agent: Agent | None, seq: int, event: ev.Event) -> Iter
             yield k.SignalReceived(**here, name=signal.name, id=signal.id, data=signal.data)
         case ev.Noted(kind=kind):
             yield SANDBOX[kind](**here)  # type: ignore[misc]
+
+
+def quarantined(run: RunRow) -> k.RunQuarantined | None:
+    """What is told of a dead letter beside its journal; None of any other run."""
+    if run.dead_letter is None:
+        return None
+    error = run.error or Failure("run.not_driven")
+    return k.RunQuarantined(at=run.dead_letter.at, error=Trouble(code=error.code, detail=error.detail))
 
 
 def is_end(event: ev.Event) -> bool:

@@ -7,7 +7,7 @@ from aiohttp import web
 from msgspec import Meta
 
 from sojourn.api.events.kinds import DELTAS, Kind
-from sojourn.api.events.public import project
+from sojourn.api.events.public import project, quarantined
 from sojourn.api.events.stream import Stream
 from sojourn.api.route import Answer, Ask, Route
 from sojourn.errors import Invalid
@@ -50,7 +50,9 @@ async def events(ask: Ask[None, EventsQuery]) -> Answer | web.StreamResponse:
         with ask.live.hub.admit(ask.principal.tenant):
             return await Stream(ask, run, agent, after).run()
     last = rows[-1][0] if rows else after
-    seen = tuple(one for seq, event in rows for one in project(run_id, agent, seq, event))
+    seen: tuple[Kind, ...] = tuple(one for seq, event in rows for one in project(run_id, agent, seq, event))
+    if last >= run.seq and (dead := quarantined(run)):
+        seen = (*seen, dead)
     return Answer(body=EventsPage(data=seen, has_more=last < run.seq, next=last))
 
 

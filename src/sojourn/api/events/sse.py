@@ -9,10 +9,10 @@ from collections.abc import Iterable
 import msgspec
 
 from sojourn.api.events import kinds as k
-from sojourn.api.events.public import is_end, project
+from sojourn.api.events.public import is_end, project, quarantined
 from sojourn.loop import events as ev
 from sojourn.loop.agent import Agent
-from sojourn.store.rows import DeltaRow
+from sojourn.store.rows import DeltaRow, RunRow
 
 COMMENT = b": still here\n\n"
 COME_BACK = b": this server stops; come back with Last-Event-ID\nretry: 500\n\n"
@@ -45,6 +45,12 @@ def frame(kind: str, data: bytes, id_: int | None = None) -> bytes:
     return b"%bevent: %b\ndata: %b\n\n" % (head, kind.encode(), data)
 
 
+def dead(run: RunRow) -> bytes:
+    """Write that a run is a dead letter; nothing of any other."""
+    told = quarantined(run)
+    return frame("run.quarantined", _encoder.encode(told)) if told else b""
+
+
 def row(run_id: str, agent: Agent | None, seq: int, event: ev.Event) -> bytes:
     """Write one journal row; a row that callers see nothing of is empty."""
     seen = list(project(run_id, agent, seq, event))
@@ -62,6 +68,8 @@ class Tape:
         self.seq = seq
         self.delta = 0
         self.ended = False
+        self.dead = b""
+        """What is told of it while it is a dead letter."""
         self._made: dict[Attempt, bytearray | None] = {attempt: bytearray() for attempt in live}
         """The deltas of each running attempt; None where they are too many to be shown again."""
         self._broken: set[tuple[str, int]] = set()
@@ -87,7 +95,7 @@ class Tape:
             if begun is not None:
                 out += self._begin(begun)
             out.append(row(self.run_id, self.agent, seq, event))
-            self.seq, self.ended = seq, self.ended or is_end(event)
+            self.seq, self.ended, self.dead = seq, self.ended or is_end(event), b""
         for key, made in waiting.items():
             out += self._show(key, made)
         return b"".join(out)
@@ -100,7 +108,7 @@ class Tape:
 
     def catch_up(self) -> bytes:
         """Write what is being made right now, for a follower who comes in the middle; what it had of it is void."""
-        return b"".join(_reset(attempt) + made for attempt, made in self._made.items() if made)
+        return b"".join(_reset(attempt) + made for attempt, made in self._made.items() if made) + self.dead
 
     def _begin(self, attempt: Attempt) -> list[bytes]:
         self._made[attempt] = bytearray()

@@ -16,7 +16,7 @@ from sojourn.api.events import sse
 from sojourn.api.events.hub import Follower, Reader
 from sojourn.api.events.public import is_end
 from sojourn.api.route import Ask
-from sojourn.errors import NotFound, SojournError
+from sojourn.errors import NotFound, SojournError, Unreadable
 from sojourn.loop.agent import Agent
 from sojourn.store import runs
 from sojourn.store.rows import RunRow
@@ -71,9 +71,13 @@ class Stream:
         if self.row.finished_at is not None:
             await self.replay(until=self.row.seq)
             return
-        with self.ask.live.hub.follow(self.run_id, self.follower) as reader:
-            while not await self._follow(reader):
-                await self._drained()
+        try:
+            with self.ask.live.hub.follow(self.run_id, self.follower) as reader:
+                while not await self._follow(reader):
+                    await self._drained()
+        except Unreadable:
+            await self.replay(until=self.row.seq)
+            await self.response.write(sse.dead(self.row))
         if self.ask.live.hub.closed:
             await self.response.write(sse.COME_BACK)
 

@@ -85,6 +85,7 @@ CODES: Mapping[str, tuple[int, str]] = {
     "import.original_here": (409, "The exported run is here itself."),
     "import.replayed": (409, "The export was imported before."),
     "import.stale": (409, "A newer export of that run was imported before."),
+    "stop.in_force": (409, "A stop is in force."),
     "session.busy": (409, "The session has a run that has not ended."),
     "session.open": (409, "The session is not closed."),
     "session.closed": (409, "The session is closed."),

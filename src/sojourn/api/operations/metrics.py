@@ -62,6 +62,8 @@ def _server(counts: Counts, oldest_s: float) -> Iterator[str]:
     due = {'state="claimable"': counts.claimable, 'state="held_back"': counts.held_back}
     yield from _metric("sojourn_queue_due", "gauge", "Runs that are due, and whether a limit holds them back.", due)
     yield from _metric("sojourn_leases", "gauge", "Runs that a worker holds.", {"": running})
+    dead = counts.runs.get("quarantined", 0)
+    yield from _metric("sojourn_dead_letters", "gauge", "Runs that no worker could go on with.", {"": dead})
     yield from _metric("sojourn_workers", "gauge", "Workers alive.", {"": counts.workers})
 
 

@@ -14,6 +14,7 @@ from sojourn.api.route import Answer, Ask, Route
 from sojourn.api.runs import shapes, trace, wait
 from sojourn.api.runs.create import create
 from sojourn.api.runs.hear import heard
+from sojourn.errors import Conflict
 from sojourn.loop.continuation import Wait
 from sojourn.loop.events import Cancelled, Said
 from sojourn.loop.messages import Message
@@ -95,13 +96,20 @@ async def page(ask: Ask[None, ListQuery]) -> Answer:
 
 
 async def cancel(ask: Ask[shapes.Reason, None]) -> Answer:
-    """Ask for a run's end; it stops what is in flight, and ends within moments."""
+    """Ask for a run's end; it stops what is in flight, and ends within moments. One that was cancelled stays so."""
     run_id = ask.names["run_id"]
 
     async def work(connection: Connection) -> Answer:
         event = Cancelled(at=ask.parts.now(), by=ask.principal.user, reason=ask.body.reason)
-        await runs.post(connection, run_id, event)
-        return Answer(status=202, body=seen(await runs.get(connection, run_id)), rings=mailed(run_id))
+        ended: Conflict | None = None
+        try:
+            await runs.post(connection, run_id, event)
+        except Conflict as error:
+            ended = error
+        run = await runs.get(connection, run_id)
+        if ended and run.status != "cancelled":
+            raise ended
+        return Answer(status=202, body=seen(run), rings=() if ended else mailed(run_id))
 
     return await once(ask, work)
 
@@ -193,7 +201,7 @@ def waiting(run_id: str, one: Wait) -> shapes.OpenWait:
 
 STARTS = (
     "agent.unknown", "agent.archived", "blob.unknown", "model.unknown", "model.no_key", "budget.no_price",
-    "tool.unknown", "tool.schema", "session.busy", "session.closed", "limit.queue",
+    "tool.unknown", "tool.schema", "session.busy", "session.closed", "limit.queue", "stop.in_force",
 )  # fmt: skip
 """The refusals of whatever starts a run."""
 
@@ -245,6 +253,8 @@ ROUTES = (
         path="/v1/runs/{run_id}/cancel",
         handler=cancel,
         summary="Cancel a run",
+        detail="Wherever it stands. A run whose last reply comes at the same moment may still complete; to cancel one "
+        "that was cancelled changes nothing.",
         tag="runs",
         scope="runs:write",
         body=shapes.Reason,

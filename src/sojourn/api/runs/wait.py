@@ -24,7 +24,7 @@ async def ended(ask: Ask[Any, Any], run_id: str, wait_s: float) -> RunRow | None
         while True:
             async with ask.transaction() as connection:
                 run = await runs.get(connection, run_id)
-            if run.finished_at is not None or run.status == "suspended":
+            if run.finished_at is not None or run.status in ("suspended", "quarantined"):
                 return run
             waited_s = time.monotonic() - began
             if waited_s >= wait_s or ask.parts.stopping.is_set():

@@ -1,4 +1,4 @@
-"""`sojourn runs`, `get`, `logs`, `say`, `cancel` and `delete`: the runs that are there.
+"""`sojourn runs`, `get`, `logs`, `say` and `delete`: the runs that are there.
 
 The rule: looking at a run never changes it; Ctrl-C in `logs -f` only stops looking.
 """
@@ -74,9 +74,7 @@ def get(args: Namespace, shell: Shell) -> int:
         "goal": one_line(run.get("input") or "", 400),
         "error": "{detail} ({code})".format_map(run["error"]) if run.get("error") else "",
         "waits": "\n           ".join(line for wait in run.get("waits") or () for line in (wait["title"], how(wait))),
-        "stopped": f"no worker could read it; with workers that can: sojourn release {run['id']}"
-        if run["status"] == "quarantined"
-        else "",
+        "stopped": f"once the cause is mended: sojourn retry {run['id']}" if run["status"] == "quarantined" else "",
     }
     for name, value in facts.items():
         if value:
@@ -101,7 +99,7 @@ def logs(args: Namespace, shell: Shell) -> int:
         for item in follow(client, args.run, after=args.after, notice=lambda words: shell.err.line(words, "yellow")):
             if not args.json:
                 view.show(item)
-            elif "seq" in item:
+            elif "seq" in item or item["type"] == "run.quarantined":
                 shell.print_json(item)
     except KeyboardInterrupt:
         shell.err.line(f"Detached. The run goes on: sojourn logs -f {args.run}", "dim")
@@ -120,18 +118,6 @@ def say(args: Namespace, shell: Shell) -> int:
     return OK
 
 
-def cancel(args: Namespace, shell: Shell) -> int:
-    """Cancel runs. Returns the code of the first one that could not be."""
-    client = shell.client()
-    body = {"reason": args.reason} if args.reason else {}
-
-    def one(run_id: str) -> None:
-        run = client.post(f"/v1/runs/{segment(run_id)}/cancel", body)
-        shell.print_json(run) if args.json else shell.out.line(f"{run_id} is being cancelled")
-
-    return _each(args.runs, one, shell)
-
-
 def delete(args: Namespace, shell: Shell) -> int:
     """Delete runs. Returns the code of the first one that could not be."""
     client = shell.client()
@@ -140,10 +126,10 @@ def delete(args: Namespace, shell: Shell) -> int:
         client.json("DELETE", f"/v1/runs/{segment(run_id)}")
         shell.print_json({"id": run_id, "deleted": True}) if args.json else shell.out.line(f"{run_id} is deleted")
 
-    return _each(args.runs, one, shell)
+    return each(args.runs, one, shell)
 
 
-def _each(run_ids: list[str], do: Callable[[str], None], shell: Shell) -> int:
+def each(run_ids: list[str], do: Callable[[str], None], shell: Shell) -> int:
     """Do it with each run, whatever becomes of the others; the code of the first refusal."""
     first = OK
     for run_id in run_ids:
@@ -199,16 +185,6 @@ COMMANDS = {
             JSON,
         ),
         examples=('sojourn say run_01J... "Only the last three years, please"',),
-    ),
-    "cancel": Command(
-        "Cancel runs",
-        cancel,
-        flags=(
-            flag("runs", metavar="RUN", nargs="+", help="the runs' ids"),
-            flag("--reason", metavar="TEXT", help="why; it is kept with the run"),
-            JSON,
-        ),
-        examples=("sojourn cancel run_01J...", 'sojourn cancel run_01J... run_01K... --reason "wrong data"'),
     ),
     "delete": Command(
         "Delete runs that have ended",

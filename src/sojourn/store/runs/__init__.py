@@ -6,7 +6,7 @@
     deciding    what a decision is judged by
     mailing     what callers say to a run that goes on
     adoption    runs made of other runs
-    quarantine  runs that this release cannot read
+    quarantine  dead letters: runs that no worker can go on with
     snapshots   a continuation without bodies, and the bodies put back
 
 The rule: nothing here looks past the tenant of the connection's handle.
@@ -17,10 +17,10 @@ from sojourn.store.runs.creation import create
 from sojourn.store.runs.deciding import Asked, asked, decided
 from sojourn.store.runs.journal import continuation, events, history, transcript, verify_chain
 from sojourn.store.runs.mailing import post
-from sojourn.store.runs.quarantine import quarantine, release
-from sojourn.store.runs.reading import get, page, waiting
+from sojourn.store.runs.quarantine import quarantine, retry
+from sojourn.store.runs.reading import dead, get, page, waiting
 
 __all__ = [
-    "Asked", "adopt", "arrive", "asked", "continuation", "create", "decided", "events", "get", "history", "page",
-    "post", "quarantine", "release", "source", "transcript", "verify_chain", "waiting",
+    "Asked", "adopt", "arrive", "asked", "continuation", "create", "dead", "decided", "events", "get", "history",
+    "page", "post", "quarantine", "retry", "source", "transcript", "verify_chain", "waiting",
 ]  # fmt: skip

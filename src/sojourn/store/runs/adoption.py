@@ -16,7 +16,7 @@ from sojourn.loop.continuation import Continuation, fresh, pending
 from sojourn.loop.moving.levels import needed
 from sojourn.store.db import Connection
 from sojourn.store.rows import AdoptedRun, SourceRun
-from sojourn.store.runs.creation import INPUT_MAX, queue_full
+from sojourn.store.runs.creation import INPUT_MAX, queue_full, stopped
 from sojourn.store.runs.journal import filled, for_us, rows
 from sojourn.store.runs.pins import pin
 from sojourn.store.runs.snapshots import encode, freeze, text, thaw
@@ -103,6 +103,8 @@ async def adopt(conn: Connection, new: AdoptedRun, *, queued_max: int) -> None:
         if error.constraint_name != "run_one_per_session":
             raise
         raise Conflict(f"Another run of session {event.session_id} has not ended.", code="session.busy") from None
+    except asyncpg.ObjectNotInPrerequisiteStateError as error:
+        raise stopped(error) from None
     except (asyncpg.DataError, OverflowError):
         raise Invalid("The run holds a text or a number that cannot be kept here.") from None
 

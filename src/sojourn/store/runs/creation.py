@@ -81,12 +81,15 @@ async def create(conn: Connection, new: NewRun, *, queued_max: int) -> None:
     are to begin later, and the row says nothing of them.
 
     The run's history must be what `history` says of the session. Raises NotFound for the session, QueueFull, and
-    Conflict when the session is closed, another run of it goes on, or has ended since the history was read.
+    Conflict when the session is closed, another run of it goes on, or has ended since the history was read, and when a
+    stop is in force (stop.in_force).
     """
     try:
         place = await conn.fetchrow(CREATE, *_values(new, queued_max))
     except asyncpg.UniqueViolationError as error:
         raise _conflict(new, error) from None
+    except asyncpg.ObjectNotInPrerequisiteStateError as error:
+        raise stopped(error) from None
     if place is None:
         raise NotFound(f"There is no session {new.event.session_id}.")
     if place["closed"]:
@@ -105,6 +108,11 @@ async def queue_full(conn: Connection, queued_max: int, *, later: bool = False) 
         "Try again when some have begun.",
         retry_after_s=min(RETRY_MAX_S, max(RETRY_MIN_S, waited_s / 10)),
     )
+
+
+def stopped(error: asyncpg.ObjectNotInPrerequisiteStateError) -> Conflict:
+    """Say why the database lets no run begin here: the trigger of 0010_stops.sql names the stop."""
+    return Conflict(f"{error.message.rstrip('.')}. No run begins here before it is lifted.", code="stop.in_force")
 
 
 def _values(new: NewRun, queued_max: int) -> list[object]:

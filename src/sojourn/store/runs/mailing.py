@@ -1,9 +1,9 @@
 """What callers say to a run that goes on: messages, decisions, cancellations. Called by the API.
 
 The rules: it waits in the run's inbox, and a run that nobody holds is due at once. The row's lock orders it with the
-release of the lease, so that mail never lies unread in a run that sleeps. And a run keeps no more words and signals
-than it can carry, however many come: a decision and the end of the run are always taken. What is said to a run that is
-to begin later waits for that, but for its end.
+release of the lease, so that mail never lies unread in a run that sleeps. A run in quarantine hears nothing but its
+end, and what is said to a run that is to begin later waits for that, but for its end. And a run keeps no more words and
+signals than it can carry, however many come: a decision and the end of the run are always taken.
 """
 
 from sojourn.errors import Conflict, NotFound, OverLimit
@@ -38,11 +38,11 @@ with target as (
     update run r set
         mail_last = posted.id,
         needs = greatest(r.needs, $4),
-        status = case when r.status in ('running', 'quarantined') then r.status else 'queued' end,
-        due_at = case when r.status not in ('running', 'quarantined') then
+        status = case when r.status = 'running' or r.status = 'quarantined' and not $5 then r.status else 'queued' end,
+        due_at = case when r.status <> 'running' and (r.status <> 'quarantined' or $5) then
             least(r.due_at, case when $5::boolean then now() else greatest(now(), r.start_at) end)
         end,
-        ready = r.status not in ('running', 'quarantined') and (
+        ready = r.status <> 'running' and (r.status <> 'quarantined' or $5) and (
             r.ready or $5::boolean or coalesce(r.start_at <= now(), true)
         )
     from posted where r.tenant = posted.tenant and r.id = posted.run_id

@@ -3,6 +3,8 @@
 The rule: the snapshot is not read here; what a list shows stands in columns of its own.
 """
 
+from collections.abc import Collection
+
 import asyncpg  # type: ignore[import-untyped]
 import msgspec
 
@@ -12,12 +14,13 @@ from sojourn.loop.budget import Limits
 from sojourn.loop.continuation import Failure, Wait
 from sojourn.loop.messages import Usage
 from sojourn.store.db import Connection
-from sojourn.store.rows import RunFilter, RunPage, RunRow
+from sojourn.store.rows import DeadLetter, RunFilter, RunPage, RunRow
 
 COLUMNS = """
 select id, session_id, user_id, agent_name, agent_version, agent_digest, status, priority, seq, created_at, start_at,
     started_at, finished_at, input, result, error_code, error_detail, steps, input_tokens, cache_read_tokens,
-    cache_write_tokens, output_tokens, reasoning_tokens, usd_micros, limits, waits, labels, schedule, fire_at
+    cache_write_tokens, output_tokens, reasoning_tokens, usd_micros, limits, waits, labels, schedule, fire_at,
+    quarantined_at, quarantined_claims, lost_workers
 from run where tenant = (select scope_tenant())
 """
 # The ids are ordered by time, so the primary key is the order of a page.
@@ -32,6 +35,8 @@ select * from (
 MADE_BY = "and id in (select id from fire where tenant = (select scope_tenant()) and schedule = ${})"
 UNFINISHED = ("queued", "running", "suspended", "quarantined")
 FAILED = ("failed", "cancelled")
+TROUBLED = ("failed", "quarantined")
+"""A run that was let out of quarantine keeps the reason in its row until the next commit."""
 NEWEST = "zzzz"
 """A cursor above every id."""
 
@@ -71,6 +76,12 @@ async def page(
     return _page(await conn.fetch(statement, after or NEWEST, limit + 1, *given.values()), limit)
 
 
+async def dead(conn: Connection, run_ids: Collection[str]) -> list[RunRow]:
+    """Read those of some runs that are dead letters."""
+    statement = f"{COLUMNS} and id = any($1::text[]) and status = 'quarantined'"
+    return [_run(row) for row in await conn.fetch(statement, list(run_ids))]
+
+
 async def waiting(conn: Connection, *, after: str | None = None, limit: int = 50) -> RunPage:
     """Read a page of the runs that have an open wait, newest first."""
     return _page(await conn.fetch(WAITING, after or NEWEST, limit + 1), limit)
@@ -96,7 +107,7 @@ def _run(row: asyncpg.Record) -> RunRow:
         finished_at=row["finished_at"],
         input=row["input"],
         result=row["result"],
-        error=Failure(row["error_code"], row["error_detail"] or "") if row["error_code"] else None,
+        error=Failure(row["error_code"], row["error_detail"] or "") if row["status"] in TROUBLED else None,
         steps=row["steps"],
         usage=Usage(
             input=row["input_tokens"],
@@ -111,4 +122,10 @@ def _run(row: asyncpg.Record) -> RunRow:
         labels=_labels.decode(row["labels"]),
         schedule=row["schedule"],
         fire_at=row["fire_at"],
+        dead_letter=_dead_letter(row) if row["status"] == "quarantined" else None,
     )
+
+
+def _dead_letter(row: asyncpg.Record) -> DeadLetter:
+    workers = tuple(row["lost_workers"] or ())
+    return DeadLetter(at=row["quarantined_at"], claims=row["quarantined_claims"], workers=workers)

@@ -12,6 +12,7 @@ import asyncpg  # type: ignore[import-untyped]
 from sojourn.errors import Conflict, NotFound
 from sojourn.store.db import Connection, Database
 from sojourn.store.rows import IdleSession, SessionPage, SessionRow
+from sojourn.store.stops.matching import NAMES_SESSION
 
 ROWS = """
 select id, user_id, created_at, closed_at, used_at, host, backend, workspace, enforced
@@ -38,20 +39,23 @@ where tenant = (select scope_tenant()) and id = $1 and not exists (
     select from run where tenant = s.tenant and session_id = s.id and finished_at is null
 )
 """
-# A session needs no sandbox once it is closed or its run waits; one that was used just now may still be written to.
-IDLE = """
-select s.tenant, s.id, s.used_at from session s
-where s.host = $1 and (
-    s.used_at < now() - make_interval(secs => $2)
-    or s.used_at < now() - make_interval(secs => $3) and s.wanted_at is not null
-    or s.used_at < now() - make_interval(secs => $4) and (s.closed_at is not null or exists (
-        select from run r where r.tenant = s.tenant and r.session_id = s.id and r.status = 'suspended'
+# A session needs no sandbox once it is closed, stopped, or its run waits; one that was used just now may still be
+# written to.
+IDLE = f"""
+select z.tenant, z.id, z.used_at from session z
+where z.host = $1 and (
+    z.used_at < now() - make_interval(secs => $2)
+    or z.used_at < now() - make_interval(secs => $3) and (
+        z.wanted_at is not null or exists (select from stop s where s.lifted_at is null and {NAMES_SESSION})
+    )
+    or z.used_at < now() - make_interval(secs => $4) and (z.closed_at is not null or exists (
+        select from run r where r.tenant = z.tenant and r.session_id = z.id and r.status = 'suspended'
     ))
 ) and not exists (
     select from run r join worker w on w.id = r.lease_worker
-    where r.tenant = s.tenant and r.session_id = s.id and w.host = s.host
+    where r.tenant = z.tenant and r.session_id = z.id and w.host = z.host
 )
-order by s.wanted_at, s.used_at limit $5
+order by z.wanted_at, z.used_at limit $5
 """
 WANTED_S, OVER_S = 2.0, 60.0
 KEPT = """

@@ -1,4 +1,4 @@
-"""`sojourn export`, `import`, `fork` and `release`: runs that move, branch, or come out of quarantine.
+"""`sojourn export`, `import` and `fork`: runs that move, or branch.
 
 The rule: a file is whole or not there, and what an export is, the server alone judges.
 """
@@ -106,13 +106,6 @@ def _began(args: Namespace, shell: Shell, made: dict[str, Any]) -> int:
     return OK
 
 
-def release(args: Namespace, shell: Shell) -> int:
-    """Put a run back into the queue."""
-    run = shell.client().post(f"/v1/admin/runs/{segment(args.run)}/release", {})
-    shell.print_json(run) if args.json else shell.out.line(f"{args.run} is {run['status']}")
-    return OK
-
-
 COMMANDS = {
     "export": Command(
         "Write a run to a file, to go on elsewhere",
@@ -148,13 +141,5 @@ COMMANDS = {
         ),
         about=FORK,
         examples=("sojourn fork run_01J... --step 3", 'sojourn fork run_01J... --input "Now in French, please"'),
-    ),
-    "release": Command(
-        "Let a run out of quarantine",
-        release,
-        flags=(RUN, JSON),
-        about="A run that no worker could read is `quarantined` and left as it is. Start workers of the release that\n"
-        "wrote it, then let it out.",
-        examples=("sojourn release run_01J...",),
     ),
 }

@@ -1,0 +1,1 @@
+"""Commands that end runs, put them back, or keep them from beginning."""

@@ -1,0 +1,160 @@
+"""What `sojourn stop`, `stops` and `lift` do, with the login of the database's owner.
+
+The rule: it says what stands in the tables, so whoever is killed while waiting can ask again.
+"""
+
+import asyncio
+import getpass
+import socket
+import time
+from argparse import Namespace
+from typing import Any
+
+import msgspec
+
+from sojourn import settings, wiring
+from sojourn.cli.command import Shell
+from sojourn.cli.commands.simulating import run
+from sojourn.cli.exits import FAILED, OK, USAGE, Stop
+from sojourn.cli.terminal import ago
+from sojourn.store import stops as store
+from sojourn.store.db import Database
+from sojourn.store.tenant.keys import TENANT
+
+POLL_S = 0.5
+
+
+def stop(args: Namespace, shell: Shell) -> int:
+    """Make a stop, and wait for it where that is asked for."""
+    new = _wanted(args)
+
+    async def work(database: Database) -> int:
+        async with store.operator(database) as conn:
+            made = await store.make(conn, new, stop_id=wiring.new_id("stp"), by=_who(), operator=True)
+        report = await _progress(database, made)
+        if not args.json:
+            shell.out.line(f"{made.id} is in force")
+        if args.wait:
+            report = await _settled(database, made, args, shell)
+        if args.json:
+            shell.print_json(_seen(made, report))
+        elif args.wait or report.settled:
+            shell.out.line("Nothing is left." if report.settled else "Something is left.", "bold")
+        return OK if report.settled or not args.wait else FAILED
+
+    return _with_database(args, shell, work)
+
+
+def stops(args: Namespace, shell: Shell) -> int:
+    """List stops, or show one."""
+
+    async def work(database: Database) -> int:
+        async with store.operator(database) as conn:
+            if args.stop:
+                made = await store.get(conn, args.stop)
+            else:
+                found = await store.page(conn, lifted=args.all, limit=1000)
+        if not args.stop:
+            if args.json:
+                shell.print_json({"data": [_seen(one) for one in found]})
+            else:
+                rows = [(one.id, _what(one), one.mode, ago(one.created_at.isoformat()), _state(one)) for one in found]
+                shell.out.table(("STOP", "WHAT", "MODE", "SINCE", "STATE"), rows)
+            return OK
+        report = await _progress(database, made)
+        if args.json:
+            shell.print_json(_seen(made, report))
+        else:
+            shell.out.line(f"{made.id}  {_what(made)}  {made.mode}  {_state(made)}")
+            shell.out.line(f"  {made.reason}" if made.reason else f"  made by {made.made_by}")
+            _show(report, shell)
+        return OK
+
+    return _with_database(args, shell, work)
+
+
+def lift(args: Namespace, shell: Shell) -> int:
+    """Lift a stop."""
+
+    async def work(database: Database) -> int:
+        async with store.operator(database) as conn:
+            made = await store.lift(conn, args.stop, by=_who())
+        shell.print_json(_seen(made)) if args.json else shell.out.line(f"{made.id} is lifted")
+        return OK
+
+    return _with_database(args, shell, work)
+
+
+def _wanted(args: Namespace) -> store.NewStop:
+    """What the flags name. Raises Stop."""
+    within = {what: getattr(args, what) for what in ("run", "session", "agent", "user") if getattr(args, what)}
+    mode: store.Mode = "hold" if args.hold else "cancel"
+    if len(within) + args.all > 1 or (args.all and args.tenant):
+        raise Stop("Stop one thing at a time: --run, --session, --agent, --user, --tenant or --all.", USAGE)
+    if args.all:
+        return store.NewStop(tenant=store.EVERYBODY, what="installation", mode=mode, reason=args.reason)
+    for what, target in within.items():
+        tenant = args.tenant or TENANT
+        return store.NewStop(tenant=tenant, what=what, target=target, mode=mode, reason=args.reason)  # type: ignore[arg-type]
+    if not args.tenant:
+        raise Stop("Say what to stop: --run, --session, --agent, --user, --tenant or --all.", USAGE)
+    return store.NewStop(tenant=args.tenant, what="tenant", mode=mode, reason=args.reason)
+
+
+def _with_database(args: Namespace, shell: Shell, work: Any) -> int:
+    """Do the work with the installation's database."""
+    environ = {**shell.environ, **({"SOJOURN_DATA_DIR": args.data_dir} if args.data_dir else {})}
+
+    async def opened() -> int:
+        async with wiring.existing_database(settings.load(environ)) as database:
+            code: int = await work(database)
+            return code
+
+    return int(run(opened()))
+
+
+async def _progress(database: Database, made: store.Stop) -> store.Report:
+    async with database.engine() as engine:
+        return await store.report(engine, made, operator=True)
+
+
+async def _settled(database: Database, made: store.Stop, args: Namespace, shell: Shell) -> store.Report:
+    """Show what is left, as it changes, until nothing is or the time is over."""
+    ends_at, told = time.monotonic() + args.timeout if args.timeout else None, None
+    while True:
+        report = await _progress(database, made)
+        if report.settled or (ends_at is not None and time.monotonic() > ends_at):
+            return report
+        if told != report and not args.json:
+            _show(report, shell)
+        told = report
+        await asyncio.sleep(POLL_S)
+
+
+def _show(report: store.Report, shell: Shell) -> None:
+    hit = ", ".join(f"{count} {status}" for status, count in sorted(report.hit.items())) or "none"
+    numbers = {"runs": report.runs, "leases": report.leases, "calls": report.calls, "sandboxes": report.sandboxes}
+    left = ", ".join(f"{count} {name}" for name, count in numbers.items() if count) or "nothing"
+    shell.out.line(f"  hit: {hit}; left: {left}")
+    for one in report.left[:5]:
+        shell.out.line(f"    {one.kind} {one.id}: {one.why}", "dim")
+
+
+def _seen(made: store.Stop, report: store.Report | None = None) -> dict[str, Any]:
+    progress = {**msgspec.structs.asdict(report), "settled": report.settled} if report and not made.lifted_at else None
+    shown: dict[str, Any] = msgspec.to_builtins({**msgspec.structs.asdict(made), "progress": progress})
+    return shown
+
+
+def _what(made: store.Stop) -> str:
+    if made.what in ("tenant", "installation"):
+        return f"tenant {made.tenant}" if made.what == "tenant" else "everything"
+    return f"{made.what} {made.target} of {made.tenant}"
+
+
+def _state(made: store.Stop) -> str:
+    return f"lifted by {made.lifted_by}" if made.lifted_at else "in force"
+
+
+def _who() -> str:
+    return f"{getpass.getuser()}@{socket.gethostname()}"

@@ -1,0 +1,100 @@
+"""What a stop has hit, and the proof that nothing of it is left. Called by the API, and by the operator's command line.
+
+The rule: every number is counted in the tables when it is asked for; nobody's memory is believed.
+"""
+
+from datetime import datetime
+
+from sojourn.loop.machine import in_flight
+from sojourn.loop.messages import Plain
+from sojourn.store.db import Connection
+from sojourn.store.runs.snapshots import thaw
+from sojourn.store.stops.matching import NAMES_RUN, NAMES_SESSION
+from sojourn.store.stops.orders import EVERYBODY, Stop
+
+SHOWN = 20
+"""So many of what is left are named."""
+LEASES_MAX = 1000
+"""The snapshots of so many held runs are looked into."""
+
+STATUSES = f"""
+select r.status, count(*) as runs from stopped_run x join run r on r.tenant = x.tenant and r.id = x.run_id
+where x.stop_id = $2 and ($1 = '{EVERYBODY}' or x.tenant = $1) group by r.status
+"""
+UNFINISHED = f"""
+select r.status, count(*) as runs, (array_agg(r.id order by r.id))[:{SHOWN}] as some
+from stop s join run r on {NAMES_RUN}
+where s.tenant = $1 and s.id = $2 and r.finished_at is null group by r.status
+"""
+# Workers are not the tenant's to see: a door tells when the one of a run was last heard of.
+HELD = f"""
+select r.id, r.snapshot, coalesce(lease_heard_at(r.id), now()) as heard_at, now() as at
+from stop s join run r on {NAMES_RUN}
+where s.tenant = $1 and s.id = $2 and r.finished_at is null and r.lease_worker is not null
+order by r.id limit {LEASES_MAX}
+"""
+HELD_BY_ALL = HELD.replace("lease_heard_at(r.id)", "(select seen_at from worker where id = r.lease_worker)")
+SANDBOXES = f"""
+select z.id, z.host, count(*) over () as all from stop s join session z on z.host is not null and {NAMES_SESSION}
+where s.tenant = $1 and s.id = $2 order by z.id limit {SHOWN}
+"""
+SILENT_S = 5.0
+
+
+class Left(Plain, frozen=True, kw_only=True):
+    """One thing that is left, and why."""
+
+    kind: str
+    id: str
+    why: str
+
+
+class Report(Plain, frozen=True, kw_only=True):
+    """How far a stop has come: what it hit, by status, and what is left of what it names."""
+
+    hit: dict[str, int]
+    runs: int = 0
+    """Runs that have not ended; under a hold, those that do not stand still."""
+    leases: int = 0
+    calls: int = 0
+    """Model and tool calls that were begun by a worker that holds the run, and not answered."""
+    sandboxes: int = 0
+    left: tuple[Left, ...] = ()
+
+    @property
+    def settled(self) -> bool:
+        return not (self.runs or self.leases or self.calls or self.sandboxes)
+
+
+async def report(conn: Connection, stop: Stop, *, operator: bool = False) -> Report:
+    """Count what is left; `conn` is in the tenant's scope, or, for the operator, the engine's."""
+    key = (stop.tenant, stop.id)
+    hit = {row["status"]: row["runs"] for row in await conn.fetch(STATUSES, *key)}
+    if stop.lifted_at is not None:
+        return Report(hit=hit)
+    unfinished = await conn.fetch(UNFINISHED, *key)
+    if stop.mode == "hold":
+        unfinished = [row for row in unfinished if row["status"] == "running"]
+    held = await conn.fetch(HELD_BY_ALL if operator else HELD, *key)
+    sandboxes = await conn.fetch(SANDBOXES, *key)
+    waiting = [
+        Left(kind="run", id=run_id, why="no worker has come to end it; it holds nothing meanwhile")
+        for row in unfinished if row["status"] != "running" for run_id in row["some"]
+    ]  # fmt: skip
+    leased = [Left(kind="run", id=row["id"], why=_why(row["heard_at"], row["at"])) for row in held]
+    open_ = [Left(kind="sandbox", id=row["id"], why=f"a worker on {row['host']} puts it away") for row in sandboxes]
+    return Report(
+        hit=hit,
+        runs=sum(row["runs"] for row in unfinished),
+        leases=sum(row["runs"] for row in unfinished if row["status"] == "running"),
+        calls=sum(len(in_flight(thaw(row["snapshot"]), row["at"])) for row in held),
+        sandboxes=sandboxes[0]["all"] if sandboxes else 0,
+        left=(*leased[:SHOWN], *waiting[:SHOWN], *open_),
+    )
+
+
+def _why(heard_at: datetime, at: datetime) -> str:
+    silent_s = (at - heard_at).total_seconds()
+    if silent_s > SILENT_S:
+        return f"its worker was not heard of for {silent_s:.0f} s; the lease runs out, and another one ends it"
+    return "its worker was told, and ends what is in flight"
