@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import uvloop
 
 from sojourn.models.model import TimeOuts
-from sojourn.models.wire.transport import Transport
+from sojourn.models.wire.transport import Outgoing, Transport
 
 LANES, ROUNDS = 12, 40
 TIME_OUTS = TimeOuts(connect_s=5, first_token_s=20, idle_s=20, total_s=30)
@@ -57,7 +57,7 @@ async def call(url: str, body: tuple[bytes, ...]) -> None:
 
     async def lane() -> None:
         for _ in range(ROUNDS):
-            answer = await transport.post("sim", url, headers={}, body=body, time_outs=TIME_OUTS)
+            answer = await transport.post("sim", url, headers={}, body=Outgoing(body), time_outs=TIME_OUTS)
             while await answer.read():
                 pass
             answer.close()
