@@ -16,6 +16,7 @@ from sojourn.loop.events import NewGrant
 from sojourn.loop.machine import apply, begin, due, in_flight, phase
 from sojourn.loop.messages import Text, said
 from sojourn.loop.moving.adoption import Adoption, bodies, forked, imported
+from sojourn.loop.moving.levels import LEVEL, needed
 from sojourn.loop.policy import Policy
 
 NOT_ITS_OWN = ("run_id", "tenant", "session_id", "principal", "rev", "head", "created_at", "updated_at", "lineage")
@@ -244,3 +245,8 @@ def test_the_words_of_earlier_runs_of_the_session_are_no_steps_of_this_one() -> 
     short = replace(run.state, root=replace(run.root, messages=before[:2]))
     with pytest.raises(Invalid, match="no step to go back to"):
         forked(run.agents, short, home(), step=0)
+
+
+def test_what_this_release_writes_needs_no_more_than_it_reads() -> None:
+    run = Run()
+    assert needed(run.state) == needed(agent()) == 0 <= LEVEL
