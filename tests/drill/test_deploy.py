@@ -14,13 +14,12 @@ from typing import Any
 
 import aiohttp
 import pytest
-from tests.drill.test_kill import SCRIPT, TOOLS, answer_unknown, check_journals, check_sessions
-from tests.installation import Installation, installed, offer_tools
+from tests.drill.orders import AGENT, SCRIPT, answer_unknown, check_effects, check_journals, check_sessions, counted
+from tests.installation import Installation, installed
 from tests.releases.next_release import next_release
 
 FULL = os.environ.get("SOJOURN_DRILL") == "full"
 RUNS_MIN = 200 if FULL else 6
-AGENT = {"model": "openai:sim", "tools": ["charge", "ship", "shell"]}
 AGAIN = (aiohttp.ClientConnectionError, asyncio.TimeoutError)
 
 
@@ -85,14 +84,8 @@ class Fleet:
 
 @pytest.mark.drill
 async def test_a_rolling_deploy_and_its_roll_back_lose_and_double_nothing(data_dir: Path) -> None:
-    effects = data_dir / "effects"
-    effects.touch()
-    env = {
-        **offer_tools(data_dir, TOOLS, "charge", "ship"),
-        "DRILL_EFFECTS": str(effects),
-        "SOJOURN_DRAIN_S": "1",
-        "SOJOURN_LINGER_S": "0.5",
-    }
+    effects, env = counted(data_dir)
+    env |= {"SOJOURN_DRAIN_S": "1", "SOJOURN_LINGER_S": "0.5"}
     async with installed(data_dir, SCRIPT, workers=3, env=env) as here:
         newer = next_release(data_dir)
         newer["PYTHONPATH"] += f":{env['PYTHONPATH']}"
@@ -118,9 +111,6 @@ async def test_a_rolling_deploy_and_its_roll_back_lose_and_double_nothing(data_d
         await check_journals(here, runs)
         for _, http in fleet.apis:
             await http.close()
-    had = Counter(effects.read_text().splitlines())
-    charges = {line: count for line, count in had.items() if line.startswith("charge")}
-    assert len(charges) == 2 * len(runs) and set(charges.values()) == {1}
-    assert len([line for line in had if line.startswith("ship")]) == len(runs)
+    check_effects(effects, len(runs))
     print(f"\n{len(runs)} runs, retried: {dict(fleet.retried)}", file=sys.stderr)
     assert len(runs) >= RUNS_MIN

@@ -249,4 +249,4 @@ def test_the_words_of_earlier_runs_of_the_session_are_no_steps_of_this_one() -> 
 
 def test_what_this_release_writes_needs_no_more_than_it_reads() -> None:
     run = Run()
-    assert needed(run.state) == needed(agent()) == 0 <= LEVEL
+    assert needed(run.state) == needed(agent("clerk")) == 0 <= LEVEL

@@ -2,20 +2,18 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import cycle
 from pathlib import Path
-from typing import Any
 
-import aiohttp
 import asyncpg
-import msgspec
 import pytest
 from tests.conftest import until
 from tests.installation import Installation, installed
 from tests.own_postgres import OwnPostgres, own_postgres
 from tests.store.scripted_runs import enter, hired, submit
+from tests.stream_reader import Reader
 
 from sojourn.store.db import Database, connect
 from sojourn.store.deltas import DeltaWriter
@@ -29,41 +27,6 @@ END_BELLS = """
 select pg_terminate_backend(pid) from pg_stat_activity
 where application_name = 'sojourn-api' and (query ilike 'listen %' or query ilike '%pg_notify%')
 """
-
-
-class Reader:
-    """One who follows a run, and comes back to the next API with the last id that it was given."""
-
-    def __init__(self, http: aiohttp.ClientSession, run_id: str, urls: Iterator[str]) -> None:
-        self.http, self.run_id, self.urls = http, run_id, urls
-        self.durable: list[Any] = []
-        self.deltas: list[Any] = []
-        self.last = self.event = ""
-        self.connections = 0
-
-    async def read(self) -> None:
-        """Read to the end of the run."""
-        while not (self.durable and self.durable[-1]["type"] == "run.cancelled"):
-            self.durable = [event for event in self.durable if event["seq"] <= int(self.last or 0)]  # whole rows
-            wanted = {"Accept": "text/event-stream", **({"Last-Event-ID": self.last} if self.last else {})}
-            try:
-                async with self.http.get(f"{next(self.urls)}/v1/runs/{self.run_id}/events", headers=wanted) as response:
-                    self.connections += response.status == 200
-                    async for line in response.content:
-                        self._take(line)
-            except (aiohttp.ClientError, ConnectionError):
-                pass
-            await asyncio.sleep(0.05)
-
-    def _take(self, line: bytes) -> None:
-        name, _, value = line.decode().strip().partition(": ")
-        if name == "id":
-            self.last = value
-        elif name == "event":
-            self.event = value
-        elif name == "data":
-            event = {"type": self.event, **msgspec.json.decode(value)}
-            (self.durable if "seq" in event else self.deltas).append(event)
 
 
 class Cluster:

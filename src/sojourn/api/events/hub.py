@@ -77,13 +77,14 @@ class Follower:
         else:
             transport.write(chunk if self.chunked else plain)
             self.seq = tape.seq
-        self.ended = tape.ended
+        self.ended |= tape.ended
         if self.behind or self.ended:
             self.woken.set()
 
     def start(self) -> None:
         """Hold what is heard from now on."""
         self._held, self._held_bytes, self.behind = [], 0, False
+        self.woken.clear()
 
     def release(self, tape: Tape) -> bytes:
         """Give what was held; from now on it is sent at once."""
@@ -92,7 +93,7 @@ class Follower:
         return held
 
     def stop(self) -> None:
-        """Let the stream end."""
+        """Let the stream end, wherever it is; nothing that it hears later takes that back."""
         self.ended = True
         self.woken.set()
 
@@ -229,7 +230,7 @@ class Hub:
                 self._wake(desk)
         tape = reader.tape
         follower.start()
-        follower.ended = tape.ended
+        follower.ended |= tape.ended or self.closed
         return tape.seq, tape.catch_up()
 
     async def run(self) -> None:

@@ -84,7 +84,6 @@ class Stream:
     async def _follow(self, reader: Reader) -> bool:
         """Read the past, then stay with the present; false when the client fell behind and must read again."""
         follower = self.follower
-        follower.woken.clear()
         seq, made = await self.ask.live.hub.join(reader, self.run_id, follower)
         assert reader.tape is not None
         if await self.replay(until=seq):
