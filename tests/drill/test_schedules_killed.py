@@ -43,16 +43,23 @@ async def fired(installation: Installation) -> int:
         after = f"&after={page['next']}"
 
 
+async def schedule(installation: Installation, name: str, at: datetime) -> None:
+    """Make a schedule that fires at a time, and then daily."""
+    body = {"name": name, "every_s": 86400, "start_at": at.isoformat(), "run": {"agent": "clerk", "input": "go"}}
+    await installation.post("/v1/schedules", body, expect=201)
+
+
 @pytest.mark.drill
 async def test_no_fire_is_lost_or_doubled_when_api_processes_are_killed(data_dir: Path) -> None:
     dice = random.Random(11)
     async with installed(data_dir, workers=0, env=ENV) as installation:
         await installation.post("/v1/agents", {"name": "clerk", "model": "openai:sim"}, expect=201)
-        first = datetime.now(UTC) + timedelta(seconds=SCHEDULES / 100 + 1)
+        began = datetime.now(UTC)
+        await schedule(installation, "first", began + timedelta(days=1))
+        first = began + 3 * SCHEDULES * (datetime.now(UTC) - began) + timedelta(seconds=2)
         for n in range(SCHEDULES):
-            at = first + timedelta(seconds=dice.uniform(0, SPAN_S / 2))
-            body = {"name": f"n{n}", "every_s": 86400, "start_at": at.isoformat()}
-            await installation.post("/v1/schedules", {**body, "run": {"agent": "clerk", "input": "go"}}, expect=201)
+            await schedule(installation, f"n{n}", first + timedelta(seconds=dice.uniform(0, SPAN_S / 2)))
+        assert datetime.now(UTC) < first, "they came due before all were there"
         victims = [await ready(installation) for _ in range(2)]
         for _ in range(KILLS):
             await asyncio.sleep(dice.uniform(0, SPAN_S / KILLS))
