@@ -7,8 +7,11 @@ import pytest
 from played_worker import Player
 from reading import follow
 from served_api import Served
+from tests.store.scripted_runs import enter, submit
 
 from sojourn.api.events import hub
+from sojourn.store.db import Database
+from sojourn.store.doorbell import Doorbell
 
 
 async def test_many_runs_stream_side_by_side_and_each_reader_hears_its_own(api: Served, player: Player) -> None:
@@ -120,3 +123,28 @@ async def test_a_held_transaction_that_is_lost_costs_no_event(
     assert seqs == sorted(set(seqs))
     assert reading.names.count("agent.tool_result") == 1
     assert reading.names[-1] == "run.completed"
+
+
+async def test_an_end_that_is_told_while_a_stream_joins_holds(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its task is woken for nothing, again and again, and no other task of the process has its turn."""
+    principal = await enter(database)
+    run_id = await submit(database, principal)
+    live = hub.Hub(database, Doorbell(database, ()), followers_max=1, tenant_max=1)
+    follower = hub.Follower(principal, asyncio.Transport(), chunked=True)
+    begin = hub._begin
+
+    async def stops(*given):
+        live.close()
+        return await begin(*given)
+
+    monkeypatch.setattr(hub, "_begin", stops)
+    with live.follow(run_id, follower) as reader:
+        await live.join(reader, run_id, follower)
+        follower.hear(b"", b"", reader.tape)
+        assert follower.ended
+    late = hub.Follower(principal, asyncio.Transport(), chunked=True)
+    with live.follow(run_id, late) as reader:
+        await live.join(reader, run_id, late)
+        assert late.ended, "the process stopped before it came"
