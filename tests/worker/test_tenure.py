@@ -10,6 +10,7 @@ from tests.loop.run_kit import Run
 from sojourn.errors import LeaseLost
 from sojourn.loop import events as ev
 from sojourn.store.rows import Commit, Opened
+from sojourn.worker import stop
 from sojourn.worker.drive import Drive
 from sojourn.worker.slots import CallSlots
 from sojourn.worker.tenure import SHARE, Tenure
@@ -144,3 +145,24 @@ async def test_what_the_clock_ends_is_announced_anew_once_the_lease_is_sure(cloc
     scene.drive.leave("lost")
     await driving
     assert scene.ended == 2
+
+
+async def test_a_loop_that_loses_its_cancellation_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stop, "AGAIN_S", 0.01)
+    begun, lost = asyncio.Event(), 0
+
+    async def loop() -> None:
+        nonlocal lost
+        while True:
+            begun.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                if lost == 2:
+                    raise
+                lost += 1
+
+    task = asyncio.create_task(loop())
+    await begun.wait()
+    await stop.ended([task])
+    assert task.cancelled() and lost == 2

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Collection
 from contextlib import suppress
 
+AGAIN_S = 1.0
+
 
 class Stop:
     """Told once to end in good order, and a second time to be quick about it."""
@@ -27,3 +29,12 @@ class Stop:
         await asyncio.wait({hastened, ended}, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
         hastened.cancel()
         ended.cancel()
+
+
+async def ended(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they have ended: `wait_for` of Python 3.11 loses a cancellation that meets an answer."""
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=AGAIN_S)

@@ -26,7 +26,7 @@ from sojourn.store.rows import Claimed, IdleSession
 from sojourn.store.tenant import idempotency
 from sojourn.worker.drive import Drive
 from sojourn.worker.parts import Parts
-from sojourn.worker.stop import Stop
+from sojourn.worker.stop import Stop, ended
 from sojourn.worker.upkeep.sessions import WANTED, clear, put_away, put_away_idle
 from sojourn.worker.upkeep.tidying import tidy
 
@@ -110,9 +110,7 @@ class Worker:
                 loops[0].cancel()
                 await self._drain()
             finally:
-                for task in loops:
-                    task.cancel()
-                await asyncio.gather(*loops, return_exceptions=True)
+                await ended(loops)
                 await self.parts.calls.close()
                 self.life.terminate()  # nothing is underway, and a database that is cut off would not answer
 
