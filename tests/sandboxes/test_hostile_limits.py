@@ -70,11 +70,24 @@ async def test_memory_in_one_process_ends_it(sandbox: Sandbox) -> None:
     assert (await run(sandbox, "echo", "fine")).stdout == "fine\n"
 
 
-async def test_memory_in_six_processes_ends_them(sandbox: Sandbox) -> None:
-    share = SMALL.limits.memory_bytes // 4
-    program = f"import os,time\nfor _ in range(5):\n  if not os.fork(): break\nkept = b'x' * {share}\ntime.sleep(20)"
-    result = await python(sandbox, program)
+SIX = """
+import os, time
+parent = os.getpid()
+for _ in range(5):
+    if not os.fork(): break
+kept = b"x" * {share}
+if os.getpid() == parent:
+    raise SystemExit(os.wait()[1] and 1)
+while os.getppid() == parent:
+    time.sleep(0.05)
+"""
+
+
+async def test_memory_in_six_processes_is_bounded_and_named(sandbox: Sandbox) -> None:
+    """The poller ends all six; the kernel chooses some, and the first of them fails when another was chosen."""
+    result = await python(sandbox, SIX.format(share=SMALL.limits.memory_bytes // 4))
     assert result.exit.reason == "memory"
+    assert result.exit.code != 0
 
 
 async def test_memory_in_shared_filesystems_is_bounded(sandbox: Sandbox) -> None:
