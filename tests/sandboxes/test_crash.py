@@ -18,7 +18,7 @@ from tests.sandboxes.conftest import SMALL, Result, collect, eventually, host_pi
 from sojourn.errors import SandboxUnavailable
 from sojourn.sandboxes.bwrap import BwrapProvider
 from sojourn.sandboxes.keeper import protocol
-from sojourn.sandboxes.kernel import tree
+from sojourn.sandboxes.kernel import cgroups, tree
 from sojourn.sandboxes.sandbox import ExecUnknown, Sandbox
 
 WORKER = """
@@ -191,7 +191,7 @@ async def test_after_a_killed_keeper_reap_leaves_no_folder_and_no_group(provider
     assert await provider.reap(frozenset({"ses_1"})) == ["ses_0", "ses_2"]
     assert [entry.name for entry in (provider._folder / protocol.WORKSPACES).iterdir()] == ["ses_1"]
     assert await eventually(lambda: not list((provider._folder / protocol.TRASH).iterdir()))
-    groups = Path("/sys/fs/cgroup").glob(f"**/sojourn-{provider._folder.stat().st_ino:x}/*/cgroup.procs")
+    groups = Path("/sys/fs/cgroup").glob(f"**/{cgroups.name_for(provider._folder)}/*/cgroup.procs")
     assert [group for group in groups if not group.read_text()] == []
 
 

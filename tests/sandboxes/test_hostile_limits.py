@@ -17,8 +17,9 @@ from sojourn.sandboxes.bwrap import BwrapProvider
 from sojourn.sandboxes.kernel import cgroups
 from sojourn.sandboxes.sandbox import Limits, Sandbox, Spec
 
-RUNGS = {"poller": False} | ({"cgroups": True} if cgroups.find("sojourn-probe").found else {})
-cgroups.find("sojourn-probe").close()
+PROBE = cgroups.find(f"sojourn-probe-{os.getpid()}")  # a folder of its own: other test processes look at the same time
+RUNGS = {"poller": False} | ({"cgroups": True} if PROBE.found else {})
+PROBE.close()
 
 
 @pytest.fixture(scope="session", params=RUNGS, ids=list(RUNGS))

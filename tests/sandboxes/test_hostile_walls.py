@@ -13,6 +13,7 @@ import pytest
 from tests.sandboxes.conftest import SMALL, eventually, host_pids, python, run
 
 from sojourn.sandboxes.bwrap import BwrapProvider
+from sojourn.sandboxes.kernel import cgroups
 from sojourn.sandboxes.sandbox import Limits, Sandbox, Spec
 
 CANARY = "canary-" + uuid4().hex
@@ -189,9 +190,7 @@ async def test_a_program_is_in_the_groups_of_its_sandbox(sandbox: Sandbox, provi
         await anext(stream)
         [pid] = await eventually(lambda: host_pids(f"sleep {marker}"))
         groups = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
-        ours = {
-            line.split(f"/sojourn-{provider._folder.stat().st_ino:x}/")[1] for line in groups if "/sojourn-" in line
-        }
+        ours = {line.split(f"/{cgroups.name_for(provider._folder)}/")[1] for line in groups if "/sojourn-" in line}
         assert len(ours) == 1
         limits = [path.read_text().strip() for path in memory_limits(*ours)]
         assert limits == [str(SMALL.limits.memory_bytes)]

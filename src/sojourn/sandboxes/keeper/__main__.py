@@ -102,10 +102,9 @@ def _prepare(arguments: argparse.Namespace) -> tuple[Machine, socket.socket]:
         tree.spread(Path(name))
     if os.geteuid() == 0:
         Path(protocol.WORKSPACES).chmod(0o711)
-    name = f"sojourn-{Path.cwd().stat().st_ino:x}"
-    groups = cgroups.Cgroups() if arguments.no_cgroups else cgroups.find(name)
-    groups.remove_leftovers()
     here = Path.cwd()
+    groups = cgroups.Cgroups() if arguments.no_cgroups else cgroups.find(cgroups.name_for(here))
+    groups.remove_leftovers()
     Path(protocol.LOG).unlink(missing_ok=True)
     stage.leave_host()
     calls.prctl(calls.PR_SET_CHILD_SUBREAPER, 1)  # a porter's programs are ours when it dies

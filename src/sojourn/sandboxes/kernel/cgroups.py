@@ -98,6 +98,12 @@ class Cgroups:
                 folder.rmdir()
 
 
+def name_for(folder: Path) -> str:
+    """The folder of groups that belongs to the sandboxes in `folder` on this machine, and to no others."""
+    there = folder.stat()
+    return f"sojourn-{there.st_dev:x}-{there.st_ino:x}"
+
+
 def find(name: str) -> Cgroups:
     """Try each controller on each mechanism, strongest first; `name` is the folder that is made for us."""
     found: dict[str, tuple[str, Path]] = {}
