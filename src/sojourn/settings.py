@@ -238,13 +238,11 @@ def _known(env: Mapping[str, str], name: Literal["openai", "anthropic"], default
     """A provider that the environment describes; a server of your own behind its URL may need no key."""
     url = env.get(f"{name.upper()}_BASE_URL")
     key_env = f"{name.upper()}_API_KEY"
-    calls_max = env.get(f"{name.upper()}_CALLS_MAX")
-    if calls_max is not None and not (calls_max.isascii() and calls_max.isdecimal() and int(calls_max)):
-        raise Invalid(f"{name.upper()}_CALLS_MAX is a number from 1 on, not {calls_max!r}.", code="settings.invalid")
+    told = env.get(f"{name.upper()}_CALLS_MAX")
+    try:
+        calls_max = msgspec.convert(told, Count | None, strict=False)
+    except msgspec.ValidationError as error:
+        raise Invalid(f"{name.upper()}_CALLS_MAX cannot be used: {error}.", code="settings.invalid") from None
     return Provider(
-        dialect=name,
-        base_url=url or default_url,
-        api_key_env=key_env,
-        key_required=not url,
-        calls_max=int(calls_max) if calls_max else None,
+        dialect=name, base_url=url or default_url, api_key_env=key_env, key_required=not url, calls_max=calls_max
     )

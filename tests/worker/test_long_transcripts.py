@@ -1,5 +1,6 @@
 """A transcript that outgrows its model's window: the run goes on, and nothing of it is lost."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -32,8 +33,19 @@ class Digger(Thinker):
         super().__init__()
         self.notes, self.window = notes, window
         self.written: list[Request] = []
+        self.now = self.most = 0
 
     async def stream(self, request: Request, *, message_id: str, **_: object) -> AsyncGenerator[Message, None]:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await asyncio.sleep(0)
+        try:
+            async for message in self._thought(request, message_id):
+                yield message
+        finally:
+            self.now -= 1
+
+    async def _thought(self, request: Request, message_id: str) -> AsyncGenerator[Message, None]:
         source, used = Source("sim", "sim", "sim"), Usage(input=input_tokens(request), output=5)
         if request.system == SUMMARY:
             self.written.append(request)
@@ -101,6 +113,17 @@ async def test_notes_stay_inside_the_budget(database: Database) -> None:
         row = await caller.until(run_id, "completed", "failed")
     assert row.usage.prompt <= 60_000 and row.usage.output <= 40_000
     assert model.written and all(one.params.max_output_tokens == SUMMARY_TOKENS for one in model.written)
+
+
+async def test_notes_take_a_slot_of_a_limited_provider_as_other_calls_do(database: Database) -> None:
+    caller, model = await Caller.of(database), Digger()
+    async with working(database, model, None, calls_max={"sim": 1}) as worker:
+        small(worker, 8_000)
+        made = [await caller.run(digger(), worker) for _ in range(3)]
+        for run_id in made:
+            await caller.until(run_id, "completed")
+    assert model.written, "notes were asked for"
+    assert model.most == 1
 
 
 async def test_a_reply_is_bounded_by_what_is_left(database: Database) -> None:

@@ -9,12 +9,17 @@ import pytest
 from tests.conftest import until
 from tests.worker.inside import DONE, Caller, Thinker, agent, ground, working
 
+from sojourn.errors import StoreUnavailable
 from sojourn.loop import events as ev
 from sojourn.loop.continuation import Continuation
 from sojourn.sandboxes.bwrap import BwrapProvider
+from sojourn.sandboxes.sandbox import Sandbox
 from sojourn.store.db import Database
 from sojourn.store.tenant import sessions
+from sojourn.worker import perform
 from sojourn.worker.drive import Drive
+from sojourn.worker.parts import Parts, Place
+from sojourn.worker.upkeep.sessions import sandbox_of
 from sojourn.worker.worker import Worker
 
 WRITE = ("write_file", {"path": "note", "content": "kept"})
@@ -167,3 +172,23 @@ async def test_a_worker_holds_nothing_of_hundreds_of_suspended_runs(
             assert await engine.fetchval(busy) == 0
         await caller.approve(ids[0], worker)
         assert (await caller.until(ids[0], "completed")).result == DONE
+
+
+async def test_an_outage_while_a_sandbox_opens_is_not_for_the_model_to_read(
+    database: Database, sandboxes: BwrapProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    async def away_at_first(parts: Parts, place: Place) -> Sandbox:
+        tried.append(place.run_id)
+        if len(tried) <= 2:
+            raise StoreUnavailable
+        return await sandbox_of(parts, place)
+
+    monkeypatch.setattr(perform, "sandbox_of", away_at_first)
+    caller = await Caller.of(database)
+    async with working(database, Thinker((WRITE,), (READ,)), sandboxes) as worker:
+        run_id = await caller.run(agent("write_file", "read_file"), worker)
+        assert (await caller.until(run_id, "completed")).result == DONE
+    assert (await heard(caller, run_id))[-1] == "kept"
+    assert len(tried) == 4, "two outages, then one for each call"

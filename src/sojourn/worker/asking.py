@@ -188,7 +188,10 @@ async def _asked(parts: Parts, place: Place, effect: CallModel, notes: Request) 
     """Ask for the notes once. Raises ModelFailed, and whatever else the adapter refuses."""
     model, _ = parts.models.resolve(effect.model)
     name = f"{effect.frame}~{effect.step}"
-    async with aclosing(model.stream(notes, message_id=name, may_send=parts.tenure.check)) as stream:
+    async with (
+        parts.calls.slot(model.provider),
+        aclosing(model.stream(notes, message_id=name, may_send=parts.tenure.check)) as stream,
+    ):
         async for item in stream:
             if isinstance(item, Message) and item.text:
                 return item

@@ -11,11 +11,11 @@ is taken back, and the mail is heard first.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
-from typing import Literal, TypeVar
+from typing import Literal
 
-from sojourn.errors import LeaseLost, StoreUnavailable, Unreadable
+from sojourn.errors import LeaseLost, Unreadable
 from sojourn.loop import events as ev
 from sojourn.loop.agent import Agent
 from sojourn.loop.continuation import Phase, frames, fresh, pending
@@ -31,14 +31,11 @@ from sojourn.worker.perform import perform, stop
 
 log = logging.getLogger("sojourn.worker")
 
-STORE_RETRY_S = 0.5
 LET_GO_S = 20.0
 """How long what was cancelled may take to end, before the run is left to others all the same."""
 SKEW_MAX = timedelta(seconds=60)
 
 Leaving = Literal["soon", "now", "lost"]
-T = TypeVar("T")
-
 Key = tuple[str, str, int]
 """An attempt that is in flight: kind, frame or call, number."""
 
@@ -206,7 +203,7 @@ class Drive:
                 return False
             self.events, self.ledger, self.mail = [], [], []  # what comes meanwhile is the next one's
             try:
-                await self._patiently(self.parts.committer.commit, commit)
+                await self.place.patiently(self.parts.committer.commit, commit)
             except MailWaits:
                 await self._take_back(commit)
                 continue
@@ -234,7 +231,7 @@ class Drive:
         A reply that is not heard for it was paid for all the same. Raises Unreadable for mail of a newer release.
         """
         runs = [(self.place.tenant, self.place.run_id)]
-        found = (await self._patiently(queue.mail, self.parts.database, runs)).get(self.place.run_id, [])
+        found = (await self.place.patiently(queue.mail, self.parts.database, runs)).get(self.place.run_id, [])
         if isinstance(found, Unreadable):
             raise found
         self.state, self.mail = self.committed, [*commit.inbox_ids, *self.mail]
@@ -247,15 +244,6 @@ class Drive:
         if again and isinstance(again[0], ev.Replied) and self.state.root.ended:
             self.ledger.append(self._charge(again[0]))
         self._take(again)
-
-    async def _patiently(self, ask: Callable[..., Awaitable[T]], *given: object) -> T:
-        """Ask the database, however long it is away: what was paid for is not thrown away. Raises LeaseLost."""
-        while True:
-            try:
-                return await ask(*given)
-            except StoreUnavailable:
-                log.warning("run.store_away", extra={"run": self.place.run_id, "rev": self.state.rev})
-                await asyncio.sleep(STORE_RETRY_S)
 
     def _release(self) -> Release | None:
         """How the run is given back, if it is: nothing in flight, or told to leave it to the next worker."""

@@ -1,10 +1,13 @@
 """What a worker works with, and whose run it works on: `wiring` makes the Parts once, `drive.py` a Place a run."""
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import TypeVar
 
+from sojourn.errors import StoreUnavailable
 from sojourn.loop.events import Compacted, Noted
 from sojourn.models.model import Models
 from sojourn.models.prices import Prices
@@ -18,6 +21,12 @@ from sojourn.store.rows import Claimed
 from sojourn.tools.tool import Toolbox
 from sojourn.worker.slots import CallSlots
 from sojourn.worker.tenure import Tenure
+
+log = logging.getLogger("sojourn.worker")
+
+STORE_RETRY_S = 0.5
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,3 +68,12 @@ class Place:
     @property
     def run_id(self) -> str:
         return self.claimed.run_id
+
+    async def patiently(self, ask: Callable[..., Awaitable[T]], *given: object) -> T:
+        """Ask the database, however long it is away: an outage is neither a run's fault nor for its model to read."""
+        while True:
+            try:
+                return await ask(*given)
+            except StoreUnavailable:
+                log.warning("run.store_away", extra={"run": self.run_id})
+                await asyncio.sleep(STORE_RETRY_S)

@@ -13,7 +13,7 @@ from datetime import datetime
 import msgspec
 from msgspec.structs import replace
 
-from sojourn.errors import Refused, SojournError, StoreUnavailable, Unavailable
+from sojourn.errors import Refused, SojournError, Unavailable
 from sojourn.loop import agent as pinned
 from sojourn.loop import events as ev
 from sojourn.loop.agent import Agent
@@ -34,7 +34,6 @@ from sojourn.worker.upkeep.sessions import sandbox_of
 log = logging.getLogger("sojourn.worker")
 
 STOP_S = 15.0
-STORE_RETRY_S = 0.5
 GRACE_S = 30.0
 """A tool ends itself at its time-out; one that does not is given up after so much more."""
 
@@ -133,14 +132,9 @@ class CallContext:
         self._parts, self._place, self._effect = parts, place, effect
 
     async def sandbox(self) -> Sandbox:
-        while True:
-            try:
-                sandbox = await sandbox_of(self._parts, self._place)
-            except StoreUnavailable:  # nothing was run: an outage is not for the model to read
-                await asyncio.sleep(STORE_RETRY_S)
-                continue
-            await self._parts.tenure.held()  # files may have come from far
-            return sandbox
+        sandbox = await self._place.patiently(sandbox_of, self._parts, self._place)
+        await self._parts.tenure.held()  # files may have come from far
+        return sandbox
 
     def show(self, text: str) -> None:
         _show(self._parts, self._place, self._effect, ToolOutput(self.call, text))

@@ -1,4 +1,4 @@
-"""The calls of limited providers that this worker may have on their way: perform.py takes a slot for each.
+"""The calls of limited providers that this worker may have on their way: perform.py and asking.py take a slot for each.
 
 The rules: a call within the share asks nobody; one that waits holds nothing, is served in the order of its coming, and
 stops waiting when its run does; and a share that could not be renewed in time ends the calls that it was for.

@@ -1,6 +1,6 @@
 """A worker process: it claims runs, drives each in a task, and gives them back when it is told to stop.
 
-`wiring` starts it. Small loops run side by side: claim, read mail, beat, carry out stops, rescue what nobody drives,
+`wiring` starts it. Loops run side by side: claim, read mail, beat, carry out stops, rescue what nobody drives,
 tidy, share, expire, and let go of what is in flight before others can have it. The rules: what happens to one run never
 stops another; while the database is away the worker waits and tries again; a suspended run holds nothing of it; once it
 is told to end it claims nothing new, and every run is finished or handed back.
@@ -77,7 +77,7 @@ class Worker:
         limit = parts.settings.tenant_runs_max
         self.line = queue.Line(parts.database, parts.worker_id, tenant_runs_max=limit)
         self.work: Subscription | None = None
-        self.ended = 0
+        self.left = 0
         """Counts the runs that left: each may have been what a limit held another one back for."""
         self.life: Connection = None
         self.shaken = asyncio.Event()
@@ -162,7 +162,7 @@ class Worker:
             self.room.clear()
             await self.room.wait()
             return
-        ended = self.ended
+        left = self.left
         try:
             claimed = await self.line.claim(room)
         except LeaseLost:  # the others took this worker for dead: the beat registers it again
@@ -170,7 +170,7 @@ class Worker:
             return
         for one in claimed:
             self._begin(one)
-        if len(claimed) < room and not (self.line.held_back and ended != self.ended):
+        if len(claimed) < room and not (self.line.held_back and left != self.left):
             await work.wait(self._until(self.line.next_at))
 
     async def _read_mail(self, mail: Subscription) -> None:
@@ -300,7 +300,7 @@ class Worker:
 
     def _ended(self, lease: Lease) -> None:
         del self.tasks[lease]
-        self.ended += 1
+        self.left += 1
         self.room.set()
         if self.work and self.line.held_back:
             self.work.hear(())
