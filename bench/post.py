@@ -8,7 +8,6 @@ runs in a process of its own; eight callers here keep their connections.
 
 import argparse
 import asyncio
-import os
 import shutil
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from aiohttp import web
 from tests.api.played_worker import at, ids
 
 from bench.figure import Figure, report, spread
+from bench.processor import own_s
 from sojourn.api.app import build
 from sojourn.api.parts import DELTA_BELL, INBOX_BELL, RUN_BELL, WORK_BELL, Api
 from sojourn.models.model import Endpoint
@@ -32,7 +32,6 @@ from sojourn.store.doorbell import Doorbell
 from sojourn.store.migrate import migrate
 from sojourn.store.tenant import keys
 
-TICK = os.sysconf("SC_CLK_TCK")
 CALLERS = 8
 FLOOR = "raw ASGI 251, FastAPI 437"
 RUN = {"input": "go", "model": "sim:a"}
@@ -74,11 +73,6 @@ async def serve(folder: Path) -> None:
         await runner.cleanup()
 
 
-def cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICK
-
-
 async def ask(url: str, token: str, asked: tuple[str, str, Any], n: int) -> list[float]:
     """Make `n` requests from all callers together; how long each took, in ms."""
     method, path, body = asked
@@ -109,9 +103,9 @@ async def main(requests: int) -> None:
     for what, asked in ASKED.items():
         url = f"http://127.0.0.1:{port}"
         await ask(url, token, asked, 200)
-        before = cpu_s(server.pid)
+        before = own_s(server.pid)
         took = await ask(url, token, asked, requests)
-        each_us = (cpu_s(server.pid) - before) / len(took) * 1e6
+        each_us = (own_s(server.pid) - before) / len(took) * 1e6
         floor = FLOOR if "one insert" in what else ""
         figures.append(Figure(id="POST", what=f"CPU, {what}", unit="us", median=each_us, floor=floor))
         figures.append(spread("POST", f"answered, {what}, {CALLERS} callers", "ms", took))

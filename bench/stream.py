@@ -9,7 +9,6 @@ at the same times and to as many clients, written by bare transports that know n
 
 import argparse
 import asyncio
-import os
 import shutil
 import statistics
 import sys
@@ -29,6 +28,7 @@ from tests.api.played_worker import Play, Player, at, ids
 from tests.conftest import until
 
 from bench.figure import Figure, report, spread
+from bench.processor import own_s
 from bench.readers import Readers
 from sojourn.api.app import build
 from sojourn.api.parts import DELTA_BELL, INBOX_BELL, RUN_BELL, WORK_BELL, Api
@@ -41,7 +41,6 @@ from sojourn.store.migrate import migrate
 from sojourn.store.tenant import keys
 
 RATE = 20
-TICK = os.sysconf("SC_CLK_TCK")
 CHANNELS = (RUN_BELL, DELTA_BELL, WORK_BELL, INBOX_BELL)
 MARK = b"event: model.request_started"
 CHUNK = b'66\r\nevent: delta.message\ndata: {"frame":"/","step":0,"attempt":1,"text":"%d"}\n\n\r\n'
@@ -206,8 +205,7 @@ class Process:
         await self.child.wait()
 
     def cpu_s(self) -> float:
-        fields = Path(f"/proc/{self.child.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICK
+        return own_s(self.child.pid)
 
 
 class Shape(NamedTuple):

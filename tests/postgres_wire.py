@@ -5,17 +5,12 @@ CutWire     passes everything on, but for one statement, round which it is cut w
 
 import asyncio
 import struct
-import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from functools import partial
+from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple
-from urllib.parse import parse_qs, urlsplit
 
 from sojourn.store.roles import Dsns
-from tests.api.wire import through
+from tests.api.wire import Far, between
 
-Far = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 POINTS = ("before", "running", "after", "middle", "completed")
 """Before the server hears the statement; while it is at work; when it is done and we have heard nothing, half of the
 answer, or all but the last message, which says that the transaction is over."""
@@ -130,17 +125,6 @@ class Line:
         return bool(wanted) and wanted in sql and any(since in earlier for earlier in self.said)
 
 
-@asynccontextmanager
-async def cut_wire(dsns: Dsns) -> AsyncIterator[tuple[CutWire, Dsns]]:
+def cut_wire(dsns: Dsns) -> AbstractAsyncContextManager[tuple[CutWire, Dsns]]:
     """Put a wire between us and the server; the logins that go through it."""
-    parts = urlsplit(dsns.api)
-    query = parse_qs(parts.query)
-    port = int(query.get("port", [parts.port or 5432])[0])
-    if "host" in query:
-        far: Far = partial(asyncio.open_unix_connection, f"{query['host'][0]}/.s.PGSQL.{port}")
-    else:
-        far = partial(asyncio.open_connection, parts.hostname, port)
-    with tempfile.TemporaryDirectory(prefix="sojourn-test-") as folder:
-        wire = CutWire(far)
-        async with await asyncio.start_unix_server(wire.connected, f"{folder}/.s.PGSQL.{port}"):
-            yield wire, Dsns(*(through(dsn, folder) for dsn in (dsns.migrate, dsns.api, dsns.engine)))
+    return between(dsns, CutWire)

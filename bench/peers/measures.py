@@ -17,7 +17,8 @@ import msgspec
 
 from bench.peers.figures import Figure
 from bench.peers.model import HELD_STEPS, STEPS, Asked, Model
-from bench.peers.peer import Peer, PeerFailed, cpu_s
+from bench.peers.peer import Peer, PeerFailed
+from bench.processor import family_s
 
 Found = dict[str, Figure]
 
@@ -71,7 +72,7 @@ class Bench:
 
     async def cpu_s(self) -> tuple[float, float]:
         """Processor time of the product and of the database server so far."""
-        return await self.peer.cpu_s(), cpu_s((self.database_pid,))
+        return await self.peer.cpu_s(), family_s((self.database_pid,))
 
 
 async def first_request(bench: Bench) -> Found:

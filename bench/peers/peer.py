@@ -27,8 +27,8 @@ from bench.peers.verbs import (
     Settle,
     Stop,
 )
+from bench.processor import family, family_s
 
-TICK = os.sysconf("SC_CLK_TCK")
 ANSWER_S = 240.0
 LINE_BYTES_MAX = 1 << 20
 
@@ -121,7 +121,7 @@ class Peer:
 
     async def cpu_s(self) -> float:
         """Processor time of all the product's processes and what they started."""
-        return cpu_s((await self._say(Look())).everything)
+        return family_s((await self._say(Look())).everything)
 
     async def memory_kb(self) -> int:
         """The workers' own share of memory."""
@@ -138,33 +138,6 @@ class Peer:
         """Kill what is left of the adapter and of what it started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._child.pid, signal.SIGKILL)
-
-
-def family(pids: tuple[int, ...]) -> list[int]:
-    """List processes and all that they started."""
-    found: list[int] = []
-    waiting = list(pids)
-    while waiting:
-        pid = waiting.pop()
-        found.append(pid)
-        for children in Path(f"/proc/{pid}/task").glob("*/children"):
-            try:
-                waiting += map(int, children.read_text().split())
-            except OSError:
-                continue  # the thread has ended
-    return found
-
-
-def cpu_s(pids: tuple[int, ...]) -> float:
-    """Processor time of processes, of what they started, and of what they started that has ended."""
-    ticks = 0
-    for pid in family(pids):
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue  # it has ended, and its parent counts it
-        ticks += sum(map(int, fields[11:15]))
-    return ticks / TICK
 
 
 def _memory_kb(pid: int) -> int:

@@ -111,10 +111,10 @@ async def test_another_tenants_lists_are_empty(api: Served, things: dict[str, st
 async def test_an_expired_key_is_refused(api: Served, database: Database) -> None:
     principal = await keys.authenticate(database, api.key)
     async with database.scoped(principal.handle) as connection:
-        soon = datetime.now(UTC) + timedelta(seconds=1)
+        soon = datetime.now(UTC) + timedelta(seconds=4)
         _, token = await keys.create(connection, user="ann", name="short", scopes=["runs:read"], expires_at=soon)
     assert (await api.get("/v1/runs", key=token)).status == 200
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (reply := await api.get("/v1/runs", key=token)).status == 200:
             pass
     assert (reply.status, reply.code) == (401, "auth.unauthenticated")

@@ -52,7 +52,7 @@ async def test_where_many_tenants_ring_each_is_read_in_a_transaction_of_its_own(
         for n in range(10):
             play.delta(str(n))
             assert (await reading.until("delta.message")).data["text"] == str(n)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while await idle_transactions(api):
                     pass
         play.replied("0123456789")
@@ -81,13 +81,13 @@ async def test_a_transaction_is_held_while_it_rings_and_not_afterwards(
         play.asked()
         await play.commit()
         await reading.until("run.started")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while await idle_transactions(api):
                 pass
         monkeypatch.setattr(hub, "HOLD_S", 3600)
         play.delta("1")
         await reading.until("delta.message")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not await idle_transactions(api):
                 pass
         for n in range(10):
@@ -96,6 +96,45 @@ async def test_a_transaction_is_held_while_it_rings_and_not_afterwards(
         play.replied("1998.")
         await play.commit(release="completed")
         assert (await reading.rest())[-1].event == "run.completed"
+
+
+async def test_who_heard_more_elsewhere_is_told_nothing_twice(
+    api: Served, player: Player, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This process was cut off for a while; another one told the client what happened, and went away."""
+    joined, join, run_id = asyncio.Event(), hub.Hub.join, await api.start()
+
+    async def told(self: hub.Hub, reader: hub.Reader, run_id: str, follower: hub.Follower) -> tuple[int, bytes]:
+        place = await join(self, reader, run_id, follower)
+        if follower.seq:
+            joined.set()
+        return place
+
+    async def deaf(*_: object) -> None:
+        pass
+
+    monkeypatch.setattr(hub.Hub, "join", told)
+    async with follow(api, run_id) as first:
+        await first.until("user.message")
+        with monkeypatch.context() as cut_off:
+            cut_off.setattr(hub, "_advance", deaf)
+            joined.clear()
+            play = await player.take(run_id)
+            await play.work("Let me look.")
+            await play.commit()
+            heard = play.committed.rev
+            second = asyncio.create_task(all_after(api, run_id, heard))
+            await joined.wait()
+        await play.finish("1998.")
+        seqs = [frame.id for frame in await first.rest() if frame.id is not None]
+    assert seqs == sorted(set(seqs)) and seqs[-1] == play.committed.rev, "those who were there missed nothing"
+    assert await second == [seq for seq in seqs if seq > heard]
+
+
+async def all_after(api: Served, run_id: str, seq: int) -> list[int]:
+    """The ids that a client hears who comes back after this one."""
+    async with follow(api, run_id, Last_Event_ID=str(seq)) as reading:
+        return [frame.id for frame in await reading.rest() if frame.id is not None]
 
 
 async def test_a_held_transaction_that_is_lost_costs_no_event(

@@ -209,7 +209,7 @@ async def test_what_happens_while_the_past_is_read_is_neither_lost_nor_told_twic
             slow = False
             await play.work("Let me look.")
             await play.commit()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while not stream.follower.behind:
                     await stream.follower.woken.wait()
         return await replay(stream, until=until)
@@ -291,7 +291,7 @@ async def test_a_client_that_has_gone_leaves_its_place_to_the_next(database: Dat
             await reading.until("user.message")
             reading.response.close()
         wanted = {"Authorization": f"Bearer {api.key}", "Accept": "text/event-stream"}
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while status == 429:
                 async with api.http.get(f"{api.url}/v1/runs/{run_id}/events", headers=wanted) as response:
                     status = response.status
@@ -343,7 +343,7 @@ async def test_streams_end_when_the_server_stops(database: Database) -> None:
         reading = await stack.enter_async_context(follow(api, run_id))
         await reading.until("user.message")
         api.app.freeze()
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(20):
             await api.app.shutdown()
             assert (await reading.rest())[-1].event == "user.message"
 
@@ -355,6 +355,6 @@ async def test_a_reader_that_went_away_is_forgotten(api: Served, monkeypatch: py
         await reading.until("user.message")
         assert "sojourn_streams_open 1" in (await api.get("/metrics")).body.decode()
         reading.response.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while "sojourn_streams_open 0" not in (await api.get("/metrics")).body.decode():
             pass

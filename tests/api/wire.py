@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Protocol, TypeVar
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from sojourn.store.roles import Dsns
@@ -46,8 +47,17 @@ class Wire:
         self.whole = True
 
 
+class Between(Protocol):
+    """What passes connections on, in its way."""
+
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None: ...
+
+
+W = TypeVar("W", bound=Between)
+
+
 @asynccontextmanager
-async def wired(dsns: Dsns) -> AsyncIterator[tuple[Wire, Dsns]]:
+async def between(dsns: Dsns, made: Callable[[Far], W]) -> AsyncIterator[tuple[W, Dsns]]:
     """Put a wire between us and the server; the logins that go through it."""
     parts = urlsplit(dsns.api)
     query = parse_qs(parts.query)
@@ -57,10 +67,17 @@ async def wired(dsns: Dsns) -> AsyncIterator[tuple[Wire, Dsns]]:
     else:
         far = partial(asyncio.open_connection, parts.hostname, port)
     with tempfile.TemporaryDirectory(prefix="sojourn-test-") as folder:
-        wire = Wire(far)
+        wire = made(far)
         async with await asyncio.start_unix_server(wire.connected, f"{folder}/.s.PGSQL.{port}"):
             yield wire, Dsns(*(through(dsn, folder) for dsn in (dsns.migrate, dsns.api, dsns.engine)))
-            wire.cut()
+
+
+@asynccontextmanager
+async def wired(dsns: Dsns) -> AsyncIterator[tuple[Wire, Dsns]]:
+    """A wire that can be cut; it ends cut."""
+    async with between(dsns, Wire) as (wire, logins):
+        yield wire, logins
+        wire.cut()
 
 
 def through(dsn: str, folder: str) -> str:

@@ -63,15 +63,21 @@ async def pair() -> AsyncIterator[tuple[OwnPostgres, OwnPostgres]]:
         yield pair
 
 
+async def promote(replica: OwnPostgres) -> None:
+    """Make a primary of it; without waiting in a query, which what is left to replay may end."""
+    await replica.say("select pg_promote(wait => false)")
+    await replica.until("not pg_is_in_recovery()")
+
+
 async def die(primary: OwnPostgres, replica: OwnPostgres) -> None:
     """The primary crashes, and the replica takes its place."""
     await primary.stop(signal.SIGQUIT)
-    await replica.say("select pg_promote()")
+    await promote(replica)
 
 
 async def be_fenced_late(primary: OwnPostgres, replica: OwnPostgres) -> None:
     """The replica takes its place while the primary lives, whose commits wait for ever; then that one is demoted."""
-    await replica.say("select pg_promote()")
+    await promote(replica)
     await primary.until(IN_COMMIT)
     await primary.say(END_COMMITS)  # what had waited is in the primary now, and nowhere else
     await primary.until(IN_COMMIT)

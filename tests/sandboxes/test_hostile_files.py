@@ -93,14 +93,13 @@ async def test_absolute_and_broken_paths_are_refused(sandbox: Sandbox) -> None:
 async def test_pipes_sockets_and_devices_are_refused_at_once(sandbox: Sandbox) -> None:
     program = "import os,socket; os.mkfifo('pipe'); socket.socket(socket.AF_UNIX).bind('door'); os.link('pipe','hard')"
     await python(sandbox, program)
-    began = time.monotonic()
-    for path in ("pipe", "door", "hard"):
-        assert (await sandbox.stat(path)).kind == "other"
-        with pytest.raises(Invalid):
-            await sandbox.read(path)
-        await sandbox.write(path, b"a file now")
-        assert await sandbox.read(path) == b"a file now"
-    assert time.monotonic() - began < 5
+    async with asyncio.timeout(30):  # opening a pipe waits for ever
+        for path in ("pipe", "door", "hard"):
+            assert (await sandbox.stat(path)).kind == "other"
+            with pytest.raises(Invalid):
+                await sandbox.read(path)
+            await sandbox.write(path, b"a file now")
+            assert await sandbox.read(path) == b"a file now"
 
 
 async def test_hard_links_to_the_system_cannot_be_made(sandbox: Sandbox) -> None:

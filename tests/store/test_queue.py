@@ -191,7 +191,7 @@ async def test_a_dead_worker_is_seen_at_once(database: Database) -> None:
         await dying.take_one()
         assert await queue.steal(database, 3600) == []
         await dying.life.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not (stolen := await queue.steal(database, 3600)):  # noqa: ASYNC110 (the server closes it)
                 await asyncio.sleep(0.001)
         assert stolen == [run_id]

@@ -231,7 +231,7 @@ async def test_a_run_posted_while_no_worker_lives_waits_for_one(installation: In
 
 
 async def test_a_worker_that_is_stopped_and_wakes_late_cannot_commit(data_dir: Path) -> None:
-    env = {"SOJOURN_LEASE_S": "1", "SOJOURN_BEAT_S": "0.2"}
+    env = {"SOJOURN_LEASE_S": "4", "SOJOURN_BEAT_S": "0.2"}
     async with installed(data_dir, script((shell(LONG),)), env=env) as installation:
         run_id = await installation.run(agent=AGENT, input="go")
         await begun(installation, run_id)

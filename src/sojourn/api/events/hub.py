@@ -86,6 +86,11 @@ class Follower:
         self._held, self._held_bytes, self.behind = [], 0, False
         self.woken.clear()
 
+    def miss(self) -> None:
+        """Fall behind."""
+        self.behind = True
+        self.woken.set()
+
     def release(self, tape: Tape) -> bytes:
         """Give what was held; from now on it is sent at once."""
         held, self._held = b"".join(self._held or ()), None
@@ -105,6 +110,12 @@ class Reader:
         self.followers: set[Follower] = set()
         self.tape: Tape | None = None
         self.starting = asyncio.Lock()
+
+    def begin(self, tape: Tape) -> None:
+        """Go on from a new place; whoever followed from the one before reads the past again."""
+        self.tape = tape
+        for follower in self.followers:
+            follower.miss()
 
 
 class Due(NamedTuple):
@@ -221,14 +232,15 @@ class Hub:
     async def join(self, reader: Reader, run_id: str, follower: Follower) -> tuple[int, bytes]:
         """Let a follower hear what comes; returns how far the past goes and what is being made at this moment."""
         async with reader.starting:
-            if reader.tape is None:
+            if reader.tape is None or reader.tape.seq < follower.seq:  # it heard more elsewhere than is known here
                 async with self._database.scoped(follower.principal.handle) as connection:
-                    reader.tape = await _begin(connection, run_id)
+                    reader.begin(await _begin(connection, run_id))
                 desk = self._desks[follower.principal.tenant]
                 desk.rows.add(run_id)  # it may have rung while the reader began
                 desk.pieces.add(run_id)
                 self._wake(desk)
         tape = reader.tape
+        assert tape is not None
         follower.start()
         follower.ended |= tape.ended or self.closed
         return tape.seq, tape.catch_up()
@@ -366,6 +378,8 @@ def _tell(due: Due, pieces: list[DeltaRow], rows: list[Row]) -> Due:
 
 
 def _broadcast(due: Due, plain: bytes) -> None:
+    if due.reader.tape is not due.tape:  # it was begun anew meanwhile
+        return
     chunk = b"%x\r\n%b\r\n" % (len(plain), plain) if plain else b""
     for follower in tuple(due.reader.followers):
         follower.hear(plain, chunk, due.tape)
