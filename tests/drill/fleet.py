@@ -23,6 +23,8 @@ from sojourn.store.roles import Dsns
 
 WORKERS, APIS = 3, 2
 LEASE_S = 3.0
+AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""What one hears of a database that crashes or restarts in the middle of a question."""
 SETTINGS = {
     "SOJOURN_LEASE_S": f"{LEASE_S:g}",
     "SOJOURN_BEAT_S": "0.5",
@@ -102,7 +104,7 @@ class Fleet:
             lines = [line for line in log.read_text().splitlines() if "listens on " in line]
             member.url = lines[0].rpartition(" ")[2] if lines else member.url
             return bool(lines)
-        with suppress(OSError, asyncpg.PostgresError):
+        with suppress(*AWAY):
             return bool(await self.postgres.say(f"select from worker where pid = {member.running.pid}"))
         return False
 
