@@ -47,7 +47,7 @@ def charge(*, context) -> str:
     return "charged"
 '''
 LEASE_S = 4.0
-WORDS = " ".join(f"word{n}" for n in range(140))
+WORDS = " ".join(f"word{n}" for n in range(100))
 SCRIPT = Script(
     rules=(
         *plays("toiler", (Call("toil", {"seconds": 8}),), (Call("charge"),)),
