@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from msgspec.structs import replace
 
 from sojourn import __version__
 from sojourn.errors import SojournError, StoreUnavailable
+from sojourn.identity.issuers import Issuer
+from sojourn.identity.jwks import KeySet
 from sojourn.settings import Settings
 from sojourn.store import health, migrate
 from sojourn.store.db import Database
@@ -47,6 +50,8 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
         detail = f"{endpoint.base_url}, {keys} key{'s' * (keys != 1)}"
         hint = f"Set {endpoint.key_env} to use {endpoint.name}:* models." if needed and not keys else ""
         yield Finding(f"model provider {endpoint.name}", None if hint else True, detail, hint)
+    for name, table in settings.issuers.items():
+        yield await issuer(name, table)
 
 
 def _data_folder(path: Path) -> Finding:
@@ -147,6 +152,20 @@ def _walls(found: health.Walls) -> Iterator[Finding]:
         yield Finding("row level security", False, f"not forced on {', '.join(found.open_tables)}", mend)
     else:
         yield Finding("row level security", True, "forced on every table of tenants")
+
+
+async def issuer(name: str, table: Issuer) -> Finding:
+    """Whether the keys of an identity provider can be read, and which of its algorithms they serve."""
+    source = table.source
+    try:
+        found = await KeySet(source, time.monotonic).read()
+    except SojournError as error:
+        return Finding(f"issuer {name}", False, f"{source.where}: {error}", "No token of it can be taken meanwhile.")
+    served = [one for one in table.algorithms if any(key.fits(one) for key in found)]
+    detail = (
+        f"{source.where}, {len(found)} key{'s' * (len(found) != 1)} for {', '.join(served) or 'no algorithm of it'}"
+    )
+    return Finding(f"issuer {name}", bool(served), detail, "" if served else f"Set algorithms in [issuers.{name}].")
 
 
 async def _sandbox(settings: Settings) -> list[Finding]:

@@ -5,7 +5,8 @@
     |  |- Unauthenticated 401 . Forbidden 403 . NotFound 404 . Invalid 422 . TooLarge 413
     |  |- Conflict 409    NotWaiting, AlreadyDecided, StaleVersion, IdempotencyReused
     |  '- OverLimit 429   RateLimited, BudgetSpent, QueueFull
-    |- Unavailable 503    ModelUnavailable, ToolUnavailable, SandboxUnavailable, StoreUnavailable
+    |- Unavailable 503    ModelUnavailable, ToolUnavailable, SandboxUnavailable, StoreUnavailable,
+    |                     IssuerUnavailable
     |- LeaseLost          this worker stops at once and writes nothing; never leaves worker/
     '- Unreadable         a continuation that we refuse: UnknownFormat, BadSeal, MissingPin
 
@@ -51,6 +52,8 @@ class Forbidden(Refused):
     """The key lacks a scope that this request needs."""
 
     code, http_status = "auth.forbidden", 403
+    scope: str | None = None
+    """The scope that is missing, where it is one."""
 
 
 class NotFound(Refused):
@@ -153,6 +156,12 @@ class StoreUnavailable(Unavailable):
     """The database does not answer; nothing that was accepted is lost."""
 
     code = "store.unavailable"
+
+
+class IssuerUnavailable(Unavailable):
+    """The keys of the token's issuer cannot be read now; `sojourn doctor` says why."""
+
+    code = "auth.issuer_unavailable"
 
 
 class TooNew(Unavailable):

@@ -4,7 +4,7 @@
 the file wins over the default, and a malformed setting stops the start with its name.
 
 A setting `lease_s` is the variable SOJOURN_LEASE_S, or `lease_s = 15` in the settings file: SOJOURN_CONFIG, else
-`sojourn.toml` in the data folder. Tables of the file are [providers.NAME] and [prices."provider:model"].
+`sojourn.toml` in the data folder. Tables of it: [providers.NAME], [issuers.NAME], [prices."provider:model"].
 """
 
 import os
@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from sojourn.errors import Invalid
+from sojourn.identity.issuers import Issuer
 from sojourn.models.model import Endpoint, TimeOuts
 from sojourn.sandboxes.sandbox import Limits as SandboxLimits
 from sojourn.store.db import Pooler
@@ -24,6 +25,8 @@ from sojourn.store.db import Pooler
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
 Bytes = Annotated[int, Meta(ge=1)]
+IssuerName = Annotated[str, Meta(pattern="^[a-z0-9-]{1,32}$")]
+PublicUrl = Annotated[str, Meta(pattern=r"^(https?://[^\s?#\"\\]+[^\s?#\"\\/])?$")]
 Days = Annotated[int, Meta(ge=0, le=36500)]
 
 
@@ -77,6 +80,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     host: str = "127.0.0.1"
     """The address to listen on; put a TLS proxy before anything but loopback."""
     port: Annotated[int, Meta(ge=0, le=65535)] = 8420
+    public_url: PublicUrl = ""
+    """How callers reach this server, without a slash at the end; OAuth clients are told it."""
     body_max_bytes: Bytes = 1 << 20
     message_max_bytes: Bytes = 256 << 10
     """The longest text of one message; larger inputs belong into the session's files."""
@@ -145,6 +150,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     model_time_outs: TimeOuts = TimeOuts()
     providers: dict[str, Provider] = {}
+    issuers: dict[IssuerName, Issuer] = {}
     prices: dict[str, Price] = {}
     windows: dict[str, int] = {}
     """What a model holds, by "provider:model", in tokens, where the price table does not say it."""
@@ -180,7 +186,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
 def _from_env(env: Mapping[str, str]) -> dict[str, Any]:
     """The variables SOJOURN_<SETTING>. Kubernetes sets SOJOURN_PORT=tcp://... for a service of our name: not ours."""
     env = {key: value for key, value in env.items() if not value.startswith("tcp://")}
-    tables = {"endpoints", "providers", "prices", "windows"}
+    tables = {"endpoints", "providers", "issuers", "prices", "windows"}
     simple = {field.name for field in msgspec.structs.fields(Settings)} - tables
     found = {name: env[f"SOJOURN_{name.upper()}"] for name in sorted(simple) if f"SOJOURN_{name.upper()}" in env}
     for group in ("sandbox_limits", "model_time_outs"):

@@ -15,6 +15,9 @@ from sojourn.api.reference import openapi
 from sojourn.identity.scopes import SCOPES
 
 SOURCE = Path(sojourn.__file__).parent
+PUBLIC = {
+    "/healthz", "/readyz", "/openapi.json", "/docs", "/v1/hooks/{run_id}", "/.well-known/oauth-protected-resource",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -73,7 +76,7 @@ async def test_every_operation_is_complete(document: dict[str, Any]) -> None:
         if "requestBody" in operation and "application/json" in operation["requestBody"]["content"]:
             assert "example" in operation["requestBody"]["content"]["application/json"], where
         public = operation.get("security") == []
-        assert public == (path in ("/healthz", "/readyz", "/openapi.json", "/docs", "/v1/hooks/{run_id}")), where
+        assert public == (path in PUBLIC), where
 
 
 async def test_examples_are_accepted_by_their_own_schema() -> None:

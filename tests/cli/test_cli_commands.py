@@ -13,10 +13,6 @@ from scripted_api import AT, Problem, ScriptedApi, Seen, page
 
 from sojourn.store.rows import Status
 
-KEY = {
-    "id": "key_1", "name": "ci", "prefix": "sk_ab", "user_id": "local", "scopes": ["runs:read"], "created_at": AT,
-    "expires_at": "2027-03-01T12:00:00Z", "revoked_at": None, "last_used_at": None,
-}  # fmt: skip
 AGENT = {"object": "agent", "name": "reviewer", "live_version": 2, "archived_at": None, "created_at": AT}
 VERSION = {
     "object": "agent_version", "name": "reviewer", "version": 2, "digest": "sha256:2", "models": ["openai:x"],
@@ -313,19 +309,6 @@ async def test_agents_are_shown(api: ScriptedApi, sojourn: Console):
     assert "sha256:2" in (await sojourn("agents", "versions", "reviewer")).out
     assert (await sojourn("agents", "live", "reviewer", "2")).out == "reviewer is version 2 for new runs\n"
     assert api.seen[-1].json == {"version": 2}
-
-
-async def test_a_new_key_is_alone_on_standard_output(api: ScriptedApi, sojourn: Console):
-    api.answers["POST /v1/keys"] = {**KEY, "key": "sk_secret"}
-    result = await sojourn("keys", "create", "ci", "--days", "30", "--scope", "runs:read", "--user", "bot")
-    assert result.out == "sk_secret\n"
-    assert api.seen[-1].json == {"name": "ci", "user": "bot", "scopes": ["runs:read"], "expires_in_s": 2592000}
-    assert "Idempotency-Key" not in api.seen[-1].headers
-    api.answers["GET /v1/keys"] = page(KEY)
-    row = (await sojourn("keys", "list")).out.splitlines()[1]
-    assert row.split()[:5] == ["key_1", "ci", "local", "until", "2027-03-01"]
-    api.answers["DELETE /v1/keys/key_1"] = b""
-    assert (await sojourn("keys", "revoke", "key_1")).out == "key_1 is revoked\n"
 
 
 # ---- sessions --------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ async def test_only_so_many_are_remembered(keys: Keys, monkeypatch: pytest.Monke
     assert keys.asked == 4
 
 
-@pytest.mark.parametrize("token", ["", "ä", "a\n", "x" * 513])
+@pytest.mark.parametrize("token", ["", "ä", "a\n", "x" * 8001])
 async def test_what_cannot_be_a_token_is_refused_without_a_look(keys: Keys, token: str) -> None:
     with pytest.raises(Unauthenticated):
         await keys.tokens().principal(token)

@@ -2,7 +2,16 @@
 
 from sojourn.store.db import Connection, Database
 
-WITHOUT_TENANT = {"worker", "worker_lock", "call_share", "scope_key", "hook_key", "schema_migration", "tidying"}
+WITHOUT_TENANT = {
+    "worker",
+    "worker_lock",
+    "call_share",
+    "scope_key",
+    "hook_key",
+    "schema_migration",
+    "tidying",
+    "broker",
+}
 ENGINE_SEES_ALL = {
     "tenant", "agent", "run", "inbox", "journal", "message", "ledger", "delta", "agent_spec", "session", "purge",
     "stop", "stopped_run",
@@ -51,6 +60,9 @@ DEFINERS = {
     "take_schedule": {"sojourn_api"},
     "refuse_stopped": set(),
     "lease_heard_at": {"sojourn_api"},
+    "open_broker": {"sojourn_owner"},
+    "admit": {"sojourn_api"},
+    "replace_key": {"sojourn_api"},
 }
 OURS = {"sojourn_owner", "sojourn_keyring", "sojourn_api", "sojourn_engine"}
 NOT_EXTENSION = "not exists (select from pg_depend d where d.objid = {}.oid and d.deptype = 'e')"
@@ -88,7 +100,7 @@ async def _tables(conn: Connection) -> set[str]:
     wrong = {f"{row['relname']} is no table" for row in found if row["kind"] != "r"}
     for row in found:
         name = row["relname"]
-        if row["owner"] != ("sojourn_keyring" if name in ("scope_key", "hook_key") else "sojourn_owner"):
+        if row["owner"] != ("sojourn_keyring" if name in ("scope_key", "hook_key", "broker") else "sojourn_owner"):
             wrong.add(f"{name} is owned by {row['owner']}")
         if name not in WITHOUT_TENANT and not (row["on_"] and row["forced"] and row["has_policy"]):
             wrong.add(f"{name} has no wall")

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from sojourn.api import blobs, keys, offers
+from sojourn.api import blobs, keys, offers, resource
 from sojourn.api.agents import routes as agents
 from sojourn.api.approvals import results
 from sojourn.api.approvals import routes as approvals
@@ -34,8 +34,8 @@ from sojourn.api.schedules import routes as schedules
 from sojourn.api.sessions import files
 from sojourn.api.sessions import routes as sessions
 from sojourn.api.stops import routes as stops
+from sojourn.identity.callers import Callers
 from sojourn.identity.tokens import Tokens
-from sojourn.store.tenant.keys import authenticate
 
 OPENING_MAX = 3
 """Sandboxes that are opened at once: each may wait with one of the ten connections of the API's pool."""
@@ -45,8 +45,9 @@ MOVING_MAX, MOVING_WAITING_MAX = 2, 16
 
 def build(parts: Api) -> web.Application:
     """Make the application; it starts and stops with its runner."""
+    callers = Callers(parts.database, parts.settings.issuers, parts.now)
     live = Live(
-        tokens=Tokens(partial(authenticate, parts.database), parts.now),
+        tokens=Tokens(callers.principal, parts.now),
         hub=Hub(
             parts.database,
             parts.doorbell,
@@ -71,6 +72,7 @@ def build(parts: Api) -> web.Application:
     for name, work in (("hub", live.hub.run), *[("schedules", partial(clock.run, parts))] * clock.LANES):
         app.cleanup_ctx.append(partial(_task, name, work))
     app.on_shutdown.append(partial(_close, live.hub))
+    app.on_cleanup.append(lambda _: callers.close())
     return app
 
 
@@ -93,6 +95,7 @@ def served() -> tuple[Route, ...]:
         *approvals.ROUTES,
         *results.ROUTES,
         *keys.ROUTES,
+        *resource.ROUTES,
         *stops.ROUTES,
         *health.routes(),
         *metrics.ROUTES,

@@ -1,4 +1,4 @@
-"""/v1/keys and /v1/me: API keys, and whose key this is.
+"""/v1/keys and /v1/me: API keys, and who calls.
 
 The rule: a key is shown once, when it is made, and never allows more than the key that made it.
 """
@@ -44,6 +44,14 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: datetime | None
     revoked_at: datetime | None
     last_used_at: datetime | None
+    replaced_by: str | None
+    """Its successor. The key itself ends at `expires_at`."""
+
+
+class ReplaceKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How long both keys are good."""
+
+    overlap_s: Annotated[int, Meta(ge=0, le=90 * 86400)] = 86400
 
 
 class NewKey(Key, frozen=True, kw_only=True):
@@ -62,11 +70,14 @@ class KeysPage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Me(msgspec.Struct, frozen=True, kw_only=True):
-    """Whose key this is, and what it allows."""
+    """Who calls, by what, and what that allows."""
 
     tenant: str
     user_id: str
-    key_id: str
+    key_id: str | None
+    """The API key, where it is one."""
+    issuer: str | None
+    """The issuer of the token, by its name in the server's settings, where it is one."""
     scopes: tuple[str, ...]
 
 
@@ -102,6 +113,17 @@ async def page(ask: Ask[None, None]) -> Answer:
     return Answer(body=KeysPage(data=tuple(_seen(row) for row in rows)))
 
 
+async def replace(ask: Ask[ReplaceKey, None]) -> Answer:
+    """Make a key's successor, which allows as much; the key itself ends after the overlap."""
+    key_id = ask.names["key_id"]
+    async with ask.transaction() as connection:
+        for scope in (await keys.get(connection, key_id)).scopes:
+            scopes.require(ask.principal.scopes, scope)
+        row, token = await keys.replace(connection, key_id, timedelta(seconds=ask.body.overlap_s))
+    ask.live.tokens.forget(key_id)
+    return Answer(status=201, body=NewKey(**msgspec.structs.asdict(_seen(row)), key=token))
+
+
 async def revoke(ask: Ask[None, None]) -> Answer:
     """End a key: here at once, in other processes within half a minute."""
     async with ask.transaction() as connection:
@@ -111,10 +133,17 @@ async def revoke(ask: Ask[None, None]) -> Answer:
 
 
 async def me(ask: Ask[None, None]) -> Answer:
-    """Show whose key this is."""
+    """Show who calls."""
     caller = ask.principal
-    held = tuple(sorted(caller.scopes))
-    return Answer(body=Me(tenant=caller.tenant, user_id=caller.user, key_id=caller.key_id, scopes=held))
+    return Answer(
+        body=Me(
+            tenant=caller.tenant,
+            user_id=caller.user,
+            key_id=None if caller.issuer else caller.key_id,
+            issuer=caller.issuer or None,
+            scopes=tuple(sorted(caller.scopes)),
+        )
+    )
 
 
 def _seen(row: KeyRow) -> Key:
@@ -144,6 +173,22 @@ ROUTES = (
         answers={200: (KeysPage, "Keys, never their secrets")},
     ),
     Route(
+        method="POST",
+        path="/v1/keys/{key_id}/replace",
+        handler=replace,
+        summary="Replace an API key",
+        detail="Its successor has the same name, user, scopes and length of life, and its schedules act as that one."
+        " The key itself ends after the overlap, or when it would have anyway. No Idempotency-Key is taken: where the"
+        " answer was lost, replace the successor.",
+        tag="keys",
+        scope="admin:keys",
+        body=ReplaceKey,
+        body_optional=True,
+        answers={201: (NewKey, "The successor, with its secret")},
+        refusals=("request.not_found", "key.ended"),
+        example={"overlap_s": 86400},
+    ),
+    Route(
         method="DELETE",
         path="/v1/keys/{key_id}",
         handler=revoke,
@@ -157,8 +202,8 @@ ROUTES = (
         method="GET",
         path="/v1/me",
         handler=me,
-        summary="See whose key this is",
+        summary="See who calls",
         tag="keys",
-        answers={200: (Me, "Tenant, user and scopes")},
+        answers={200: (Me, "Tenant, user, key or issuer, and scopes")},
     ),
 )

@@ -1,4 +1,4 @@
-"""The permissions that a key may hold, and the one question about them. Called by the API's guard.
+"""The permissions that a key or a token may hold, and the one question about them. Called by the API's guard.
 
 The rule: a scope is granted by its own name, by `<area>:*` or by `*`, and by nothing else.
 """
@@ -36,7 +36,9 @@ def allows(held: Collection[str], wanted: str) -> bool:
 def require(held: Collection[str], wanted: str) -> None:
     """Raise Forbidden, naming the scope, where it is not held."""
     if not allows(held, wanted):
-        raise Forbidden(f"This needs a key with the scope {wanted}; yours has {_listed(held)}.")
+        error = Forbidden(f"This needs a key with the scope {wanted}; yours has {_listed(held)}.")
+        error.scope = wanted
+        raise error
 
 
 def known(scope: str) -> bool:

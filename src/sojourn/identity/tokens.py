@@ -1,7 +1,7 @@
 """From a bearer token to a principal, with a memory of 30 seconds. Called by the API for every request.
 
-The rule: a token is looked up by the database alone, which also mints the handle that opens its tenant's rows; what is
-remembered is a hash of the token, and never for longer than the key or the handle lives.
+The rule: `callers` finds out who sends a token, and with that comes the handle that opens the tenant's rows; what is
+remembered is a hash of the token, and never for longer than the token or the handle lives.
 """
 
 import asyncio
@@ -15,7 +15,8 @@ from sojourn.store.rows import Principal
 
 CACHE_S = 30.0
 CACHE_MAX = 10_000
-TOKEN_CHARS_MAX = 512
+TOKEN_CHARS_MAX = 8000
+"""What the HTTP server lets through in a header, less its name; an API key has 46, a JWT some 1,000."""
 
 Lookup = Callable[[str], Awaitable[Principal]]
 

@@ -32,6 +32,8 @@ class Principal(Plain, frozen=True, kw_only=True):
     scopes: frozenset[str]
     handle: str
     expires_at: datetime
+    issuer: str = ""
+    """Who issued the caller's token, by its name in the settings; `key_id` then names the token. Empty with a key."""
 
     def __repr__(self) -> str:
         return f"Principal(tenant={self.tenant!r}, user={self.user!r}, key_id={self.key_id!r})"
@@ -49,6 +51,7 @@ class KeyRow(Plain, frozen=True, kw_only=True):
     expires_at: datetime | None
     revoked_at: datetime | None
     last_used_at: datetime | None
+    replaced_by: str | None
 
 
 # ---- runs ------------------------------------------------------------------------------------

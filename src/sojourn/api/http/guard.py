@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 from aiohttp import HttpVersion11, web
 
+from sojourn.api import resource
 from sojourn.api.http import parse, problems
 from sojourn.api.http.codes import Bug, TooSlow, WrongMedia, WrongMethod
 from sojourn.api.parts import Api
@@ -51,6 +52,7 @@ Inner = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 def middleware(parts: Api, live: Live) -> Any:
     """Make what surrounds every request: its id, its problem if it fails, its headers, its line in the log."""
+    metadata_url = resource.location(parts.settings.public_url)
 
     @web.middleware
     async def guard(request: web.Request, handler: Inner) -> web.StreamResponse:
@@ -61,6 +63,9 @@ def middleware(parts: Api, live: Live) -> Any:
             response = await handler(request)
         except SojournError as error:
             response = problems.answer(error, request_id)
+            sent = "Authorization" in request.headers
+            if wanted := problems.challenge(error, sent=sent, metadata_url=metadata_url):
+                response.headers["WWW-Authenticate"] = wanted
         except web.HTTPException as error:
             response = problems.answer(_known(error), request_id)
         except ConnectionResetError:

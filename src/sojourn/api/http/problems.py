@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from sojourn.api.http.codes import CODES
-from sojourn.errors import SojournError, Unauthenticated, Unavailable
+from sojourn.errors import Forbidden, SojournError, Unauthenticated, Unavailable
 
 RETRY_S = 1.0
 """How long to wait where nobody knows better."""
@@ -60,6 +60,22 @@ def answer(error: SojournError, request_id: str) -> web.Response:
     headers = {"Content-Type": "application/problem+json"}
     if retry_after_s is not None:
         headers["Retry-After"] = str(math.ceil(retry_after_s))
-    if isinstance(error, Unauthenticated):
-        headers["WWW-Authenticate"] = 'Bearer realm="sojourn"'
     return web.Response(status=error.http_status, body=msgspec.json.encode(problem), headers=headers)
+
+
+def challenge(error: SojournError, *, sent: bool, metadata_url: str | None) -> str | None:
+    """Say in a header what a client must send instead; None where no other token would help.
+
+    `sent` tells whether there was a token. Source: RFC 6750, section 3, and RFC 9728, section 5.1.
+    """
+    said = ['realm="sojourn"']
+    match error:
+        case Unauthenticated():
+            said += ['error="invalid_token"'] * sent
+        case Forbidden(scope=str(scope)):
+            said += ['error="insufficient_scope"', f'scope="{scope}"']
+        case _:
+            return None
+    if metadata_url:
+        said.append(f'resource_metadata="{metadata_url}"')
+    return f"Bearer {', '.join(said)}"

@@ -23,7 +23,7 @@ from sojourn.api.runs.shapes import Accepted
 from sojourn.api.schedules import clock, shapes
 from sojourn.api.schedules import plan as plans
 from sojourn.api.schedules.timing import Timing
-from sojourn.errors import Conflict, Invalid
+from sojourn.errors import Conflict, Forbidden, Invalid
 from sojourn.identity import scopes
 from sojourn.store.db import Connection
 from sojourn.store.rows import ScheduleRow
@@ -41,7 +41,7 @@ class NextQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 async def make(ask: Ask[shapes.CreateSchedule, None]) -> Answer:
     """Make a schedule."""
     wanted, now = ask.body, ask.parts.now()
-    scopes.require(ask.principal.scopes, "runs:write")
+    _may_act(ask)
 
     async def work(connection: Connection) -> Answer:
         given = {name: value for name, value in asdict(wanted).items() if name not in ("name", "paused")}
@@ -90,7 +90,7 @@ async def next_fires(ask: Ask[None, NextQuery]) -> Answer:
 
 async def change(ask: Ask[shapes.ChangeSchedule, None]) -> Answer:
     """Change a schedule, and let it act as the caller's key."""
-    scopes.require(ask.principal.scopes, "runs:write")
+    _may_act(ask)
     given = {name: value for name, value in asdict(ask.body).items() if value is not UNSET}
 
     async def work(connection: Connection) -> Answer:
@@ -121,7 +121,7 @@ async def pause(ask: Ask[None, None]) -> Answer:
 
 async def resume(ask: Ask[None, None]) -> Answer:
     """Let a paused schedule go on from now, as the caller's key."""
-    scopes.require(ask.principal.scopes, "runs:write")
+    _may_act(ask)
 
     async def work(connection: Connection) -> Answer:
         row = await schedules.get(connection, ask.names["name"], lock=True)
@@ -155,6 +155,16 @@ async def delete(ask: Ask[None, None]) -> Answer:
 
 
 # ---- the steps of these ----------------------------------------------------------------------
+
+
+def _may_act(ask: Ask[Any, Any]) -> None:
+    """Raise Forbidden unless a schedule can act as the caller."""
+    scopes.require(ask.principal.scopes, "runs:write")
+    if ask.principal.issuer:
+        raise Forbidden(
+            "A schedule acts as an API key, and a token ends too soon. `sojourn keys create` makes a key.",
+            code="schedule.needs_key",
+        )
 
 
 async def _settled(ask: Ask[Any, Any], connection: Connection, plan: shapes.Plan) -> shapes.Plan:
@@ -243,18 +253,20 @@ PLANS = tuple(code for code in STARTS if code not in ("session.busy", "limit.que
 ROUTES = (
     _route("POST", "", make, "Make a schedule", body=shapes.CreateSchedule, creates=True, example=EXAMPLE,
            detail="It acts as the key that makes it, which needs runs:write, too.",
-           refusals=("schedule.exists", "limit.schedules", *PLANS), answers={201: (shapes.Schedule, "The schedule")}),
+           refusals=("schedule.exists", "limit.schedules", "schedule.needs_key", *PLANS),
+           answers={201: (shapes.Schedule, "The schedule")}),
     _route("GET", "", page, "List schedules by name", query=ByName, answers={200: (shapes.SchedulesPage, "Schedules")}),
     _route("GET", "/{name}", get, "Get a schedule", answers={200: (shapes.Schedule, "The schedule")}),
     _route("GET", "/{name}/next", next_fires, "See when a schedule fires next", query=NextQuery,
            answers={200: (shapes.NextFires, "Times")}),
     _route("PATCH", "/{name}", change, "Change a schedule", body=shapes.ChangeSchedule,
-           example={"cron": "0 3 * * *"}, refusals=("request.not_found", *PLANS),
+           example={"cron": "0 3 * * *"}, refusals=("request.not_found", "schedule.needs_key", *PLANS),
            detail="It acts as the key that changes it from now on. With other times, its fires count from now.",
            answers={200: (shapes.Schedule, "The schedule")}),
     _route("POST", "/{name}/pause", pause, "Pause a schedule", creates=True,
            answers={200: (shapes.Schedule, "The schedule; its runs go on")}),
     _route("POST", "/{name}/resume", resume, "Resume a schedule", creates=True,
+           refusals=("request.not_found", "schedule.needs_key"),
            detail="What would have fired meanwhile is left out. It acts as the key that resumes it from now on.",
            answers={200: (shapes.Schedule, "The schedule")}),
     _route("POST", "/{name}/run", fire, "Fire a schedule now", creates=True, fills=True,

@@ -6,20 +6,21 @@ The rule: the database checks a key and mints the handle, and it alone lets a ke
 import hashlib
 import secrets
 from collections.abc import Collection
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import asyncpg  # type: ignore[import-untyped]
 
-from sojourn.errors import Forbidden, NotFound, Unauthenticated
+from sojourn.errors import Conflict, Forbidden, NotFound, Unauthenticated
 from sojourn.store.db import Connection, Database
 from sojourn.store.roles import KEYRING
 from sojourn.store.rows import KeyRow, Principal
 
 AUTHENTICATE = "select * from authenticate($1)"
 CREATE = "select create_key($1, $2, $3, $4, $5, $6, $7)"
+REPLACE = "select replace_key($1, $2, $3, $4, $5)"
 FOUND = "select found_tenant($1, $2, $3, $4, $5, $6)"
 ROWS = """
-select id, prefix, user_id, name, scopes, created_at, expires_at, revoked_at, last_used_at
+select id, prefix, user_id, name, scopes, created_at, expires_at, revoked_at, last_used_at, replaced_by
 from api_key where tenant = (select scope_tenant())
 """
 
@@ -66,7 +67,15 @@ async def create(
         await conn.execute(CREATE, key_id, _hash(token), token[:SHOWN], user, name, list(scopes), expires_at)
     except asyncpg.InsufficientPrivilegeError:
         raise _forbidden() from None
-    return _row(await conn.fetchrow(f"{ROWS} and id = $1", key_id)), token
+    return await get(conn, key_id), token
+
+
+async def get(conn: Connection, key_id: str) -> KeyRow:
+    """Read a key. Raises NotFound."""
+    row = await conn.fetchrow(f"{ROWS} and id = $1", key_id)
+    if row is None:
+        raise NotFound(f"There is no key {key_id}.")
+    return _row(row)
 
 
 async def page(conn: Connection) -> list[KeyRow]:
@@ -81,6 +90,24 @@ async def revoke(conn: Connection, key_id: str) -> None:
             raise NotFound(f"There is no key {key_id}.")
     except asyncpg.InsufficientPrivilegeError:
         raise _forbidden() from None
+
+
+async def replace(conn: Connection, key_id: str, overlap: timedelta) -> tuple[KeyRow, str]:
+    """Make a key's successor, which its schedules act as from now on; the key ends after the overlap at the latest.
+
+    Gives the successor as `create` does. Raises NotFound, Conflict for a key that has ended or has a successor, and
+    Forbidden as `create`.
+    """
+    new_id, token = _new()
+    try:
+        trouble = await conn.fetchval(REPLACE, key_id, new_id, _hash(token), token[:SHOWN], overlap)
+    except asyncpg.InsufficientPrivilegeError:
+        raise _forbidden() from None
+    if trouble is None:
+        raise NotFound(f"There is no key {key_id}.")
+    if trouble:
+        raise Conflict(f"The key {key_id} {trouble}.", code="key.ended")
+    return await get(conn, new_id), token
 
 
 async def bootstrap(
