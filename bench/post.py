@@ -30,6 +30,7 @@ from sojourn.store import embedded
 from sojourn.store.db import connect
 from sojourn.store.doorbell import Doorbell
 from sojourn.store.migrate import migrate
+from sojourn.store.sharing.rates import Limits, Rate, Rates
 from sojourn.store.tenant import keys
 
 CALLERS = 8
@@ -59,7 +60,7 @@ async def serve(folder: Path) -> None:
     ):
         await migrate(database)
         token = await keys.bootstrap(database)
-        settings = Settings(queued_runs_max=1_000_000)
+        settings = Settings(queued_runs_max=1_000_000, rates=Rates(runs=Limits(user=Rate(10**6, 1))))
         parts = Api(
             database=database, doorbell=bell, settings=settings, tools={},
             models=Models(), sandboxes=None, now=at, new_id=ids(),  # type: ignore[arg-type]

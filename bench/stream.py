@@ -38,6 +38,7 @@ from sojourn.store import embedded
 from sojourn.store.db import Database, connect
 from sojourn.store.doorbell import Doorbell
 from sojourn.store.migrate import migrate
+from sojourn.store.sharing.rates import Limits, Rate, Rates
 from sojourn.store.tenant import keys
 
 RATE = 20
@@ -76,8 +77,9 @@ async def serve(folder: Path) -> None:
     async with joined(folder) as (database, bell):
         await migrate(database)
         token = await keys.bootstrap(database)
+        settings = Settings(stream_clients_max=10_000, rates=Rates(runs=Limits(user=Rate(10**6, 1))))
         parts = Api(
-            database=database, doorbell=bell, settings=Settings(stream_clients_max=10_000), tools={},
+            database=database, doorbell=bell, settings=settings, tools={},
             models=Models(), sandboxes=None, now=at, new_id=ids(),  # type: ignore[arg-type]
             price=lambda model, usage: None if "unpriced" in model else 1,
         )  # fmt: skip

@@ -40,6 +40,7 @@ class Installation:
             "OPENAI_API_KEY": "sim-key",
             "ANTHROPIC_BASE_URL": model_url,
             "ANTHROPIC_API_KEY": "sim-key",
+            "SOJOURN_RATES_RUNS_USER": "1000000/1",  # in force, and never reached
             **env,
         }
         self.url = ""

@@ -27,6 +27,7 @@ from sojourn.api.reference.openapi import document
 from sojourn.identity.scopes import SCOPES
 from sojourn.models.model import Failure
 from sojourn.settings import Settings
+from sojourn.store.sharing.rates import Limits
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("demo/**/*.md")])
@@ -56,7 +57,7 @@ def flat(kind: type[msgspec.Struct], prefix: str = "") -> dict[str, object]:
     """Every setting with its default, those of a group as group.name."""
     found: dict[str, object] = {}
     for field in msgspec.structs.fields(kind):
-        if isinstance(field.default, msgspec.Struct):
+        if isinstance(field.default, msgspec.Struct) and not isinstance(field.default, Limits):
             found |= flat(type(field.default), f"{field.name}.")
         else:
             found[prefix + field.name] = field.default

@@ -115,6 +115,12 @@ class RateLimited(OverLimit):
 
     code = "limit.rate"
 
+    def __init__(
+        self, message: str = "", *, retry_after_s: float | None = None, policies: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.policies = policies  # the names of the limits that are used up
+
 
 class BudgetSpent(OverLimit):
     """The budget is spent; raise it or wait for the next window."""

@@ -4,7 +4,8 @@
 the file wins over the default, and a malformed setting stops the start with its name.
 
 A setting `lease_s` is the variable SOJOURN_LEASE_S, or `lease_s = 15` in the settings file: SOJOURN_CONFIG, else
-`sojourn.toml` in the data folder. Tables of it: [providers.NAME], [issuers.NAME], [prices."provider:model"].
+`sojourn.toml` in the data folder. Tables of it: [providers.NAME], [issuers.NAME], [prices."provider:model"] and
+[rates.CLASS].
 """
 
 import os
@@ -21,6 +22,7 @@ from sojourn.identity.issuers import Issuer
 from sojourn.models.model import Endpoint, TimeOuts
 from sojourn.sandboxes.sandbox import Limits as SandboxLimits
 from sojourn.store.db import Pooler
+from sojourn.store.sharing.rates import NAMES, Rates, read
 
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
@@ -102,6 +104,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Schedules of one tenant; more are refused with 429."""
     tenant_runs_max: Count | None = None
     """Runs of one tenant that workers hold at once; the others wait. `sojourn tenants set` overrules it."""
+    rates: Rates = Rates()
+    """How often callers may ask, by class of request; `sojourn tenants set` overrules it."""
     stream_clients_max: Count = 2000
     """Open event streams of one process."""
     stream_clients_tenant_max: Count = 1000
@@ -176,6 +180,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     data_dir = Path(values.get("data_dir") or _default_data_dir(env)).expanduser().absolute()
     values["data_dir"] = str(data_dir)
     merged = {**_from_file(env, data_dir), **values}
+    merged["rates"] = _rates(merged.get("rates", {}), env)
     try:
         settings = msgspec.convert(merged, Settings, strict=False)
     except msgspec.ValidationError as error:
@@ -186,7 +191,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
 def _from_env(env: Mapping[str, str]) -> dict[str, Any]:
     """The variables SOJOURN_<SETTING>. Kubernetes sets SOJOURN_PORT=tcp://... for a service of our name: not ours."""
     env = {key: value for key, value in env.items() if not value.startswith("tcp://")}
-    tables = {"endpoints", "providers", "issuers", "prices", "windows"}
+    tables = {"endpoints", "providers", "issuers", "prices", "windows", "rates"}
     simple = {field.name for field in msgspec.structs.fields(Settings)} - tables
     found = {name: env[f"SOJOURN_{name.upper()}"] for name in sorted(simple) if f"SOJOURN_{name.upper()}" in env}
     for group in ("sandbox_limits", "model_time_outs"):
@@ -195,6 +200,23 @@ def _from_env(env: Mapping[str, str]) -> dict[str, Any]:
         if inner:
             found[group] = inner
     return found
+
+
+def _rates(given: Any, env: Mapping[str, str]) -> Any:
+    """The file's rate limits with those of the environment, and those read that are written as 20/60/5.
+
+    Raises Invalid. What is no table is left for the conversion to refuse.
+    """
+    if not (isinstance(given, dict) and all(isinstance(limits, dict) for limits in given.values())):
+        return given
+    rates: dict[str, dict[str, Any]] = {class_: dict(limits) for class_, limits in given.items()}
+    for class_, _, subject in (name.partition(".") for name in NAMES):
+        if (limit := env.get(f"SOJOURN_RATES_{class_}_{subject}".upper())) is not None:
+            rates.setdefault(class_, {})[subject] = limit
+    return {
+        class_: {subject: read(limit) if isinstance(limit, str) else limit for subject, limit in limits.items()}
+        for class_, limits in rates.items()
+    }
 
 
 def _from_file(env: Mapping[str, str], data_dir: Path) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from sojourn.store.embedded.home import home_in
 from sojourn.store.migrate import migrate
 from sojourn.store.roles import Dsns
 from sojourn.store.sharing import limits
+from sojourn.store.sharing.rates import Limit
 from sojourn.store.tenant import keys
 from sojourn.tools import toolbox
 from sojourn.tools.tool import Toolbox
@@ -108,10 +109,15 @@ async def tenants(settings: Settings) -> list[limits.TenantRow]:
         return await limits.tenants(database)
 
 
-async def set_tenant(settings: Settings, tenant: str, changes: Mapping[str, int | None]) -> None:
+async def set_tenant(
+    settings: Settings, tenant: str, changes: Mapping[str, int | None], *, rates: Mapping[str, Limit | None]
+) -> None:
     """Change a tenant's limits. Raises SojournError."""
     async with existing_database(settings) as database:
-        await limits.set_limits(database, tenant, changes)
+        if changes:
+            await limits.set_limits(database, tenant, changes)
+        if rates:
+            await limits.set_rates(database, tenant, rates)
 
 
 @asynccontextmanager

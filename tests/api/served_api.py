@@ -31,6 +31,7 @@ from sojourn.sandboxes.sandbox import Provider
 from sojourn.settings import Settings
 from sojourn.store.db import Database
 from sojourn.store.doorbell import Doorbell
+from sojourn.store.sharing.rates import Limits, Rate, Rates
 from sojourn.store.tenant import keys
 
 ENDPOINTS = {
@@ -43,6 +44,8 @@ TOOLS = {
     "wait_for_event": Tool(name="wait_for_event", effect="read", executor="event"),
 }
 CHANNELS = (RUN_BELL, DELTA_BELL, WORK_BELL, INBOX_BELL, WANTED_BELL, SCHEDULE_BELL, STOP_BELL)
+UNREACHED = Rates(runs=Limits(user=Rate(10**6, 1)))
+"""Limits that are in force, and that no test reaches unknowingly."""
 GOAL = {"input": "Which year was the warmest?", "model": "sim:one", "tools": ["shell"]}
 
 
@@ -125,7 +128,7 @@ async def serve(
         parts = Api(
             database=database,
             doorbell=doorbell,
-            settings=Settings(**settings),
+            settings=Settings(**{"rates": UNREACHED, **settings}),
             tools=TOOLS,
             models=Endpoints(),  # type: ignore[arg-type]
             price=lambda model, usage: None if "unpriced" in model else 1,

@@ -67,11 +67,11 @@ async def test_an_operator_sets_what_a_tenant_may_use(installation: Installation
     await sojourn("tenants", "set", "default", "--runs-kept-days", "30")
     shown = await sojourn("tenants", "list")
     assert [" ".join(line.split()) for line in shown.out.splitlines()] == [
-        "TENANT QUEUED RUNNING RUNS MAX QUEUED MAX RUNS KEPT DAYS LEDGER KEPT DAYS",
-        "default 1 0 20 - 30 -",
+        "TENANT QUEUED RUNNING RUNS MAX QUEUED MAX RUNS KEPT DAYS LEDGER KEPT DAYS RATES",
+        "default 1 0 20 - 30 - -",
     ]
     listed = await sojourn("tenants", "list", "--json")
-    limits = {"runs_max": 20, "queued_max": None, "runs_kept_days": 30, "ledger_kept_days": None}
+    limits = {"runs_max": 20, "queued_max": None, "runs_kept_days": 30, "ledger_kept_days": None, "rates": {}}
     assert msgspec.json.decode(listed.out) == {"data": [{"id": "default", "queued": 1, "running": 0, **limits}]}
     for words, code in ((("nobody", "--runs-max", "1"), 1), (("default",), 2), (("default", "--runs-max", "-1"), 2)):
         assert (await sojourn("tenants", "set", *words)).code == code, words

@@ -21,7 +21,9 @@ TIDIED = {
     "stopped_run",
 }  # fmt: skip
 """What the doors of retention delete from."""
-KEYRING_SEES_ALL = {"tenant", "api_key", "seal_key", "trusted_issuer", "schedule", "stop", *TIDIED}
+KEYRING_SEES_ALL = {
+    "tenant", "api_key", "seal_key", "trusted_issuer", "schedule", "stop", "rate", "idempotency", "agent", *TIDIED,
+}  # fmt: skip
 NOTHING_SAID = {"purge", "blob_use", "blob_tally"}
 SECRET_TO_DOORS = {"event", "body", "data", "items", "snapshot", "result", "input", "spec"}
 """What was said and done: doors delete it unseen."""
@@ -63,6 +65,8 @@ DEFINERS = {
     "open_broker": {"sojourn_owner"},
     "admit": {"sojourn_api"},
     "replace_key": {"sojourn_api"},
+    "take_rates": {"sojourn_engine"},
+    "expire_rates": {"sojourn_engine"},
 }
 OURS = {"sojourn_owner", "sojourn_keyring", "sojourn_api", "sojourn_engine"}
 NOT_EXTENSION = "not exists (select from pg_depend d where d.objid = {}.oid and d.deptype = 'e')"

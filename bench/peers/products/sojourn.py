@@ -38,6 +38,7 @@ class Sojourn(Adapter):
             "SOJOURN_DATA_DIR": str(self.folder),
             "SOJOURN_DATABASE_URL": self.place.database_url,
             "SOJOURN_LOG_LEVEL": "warning",
+            "SOJOURN_RATES_RUNS_USER": "1000000/1",
             "PYTHONPATH": tool,
         }
         port = free_port()

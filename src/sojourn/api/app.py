@@ -25,6 +25,8 @@ from sojourn.api.http.gate import Gate
 from sojourn.api.http.meter import Meter
 from sojourn.api.operations import health, metrics
 from sojourn.api.parts import Api
+from sojourn.api.rates.known import Known
+from sojourn.api.rates.limiter import Limiter
 from sojourn.api.reference import openapi, page
 from sojourn.api.route import Answer, Ask, Live, Route
 from sojourn.api.runs import dead_letters, holds, signals
@@ -55,6 +57,8 @@ def build(parts: Api) -> web.Application:
             tenant_max=parts.settings.stream_clients_tenant_max,
         ),
         meter=Meter(),
+        limits=Known(parts.database, parts.settings.rates),
+        limiter=Limiter(parts.database),
         opening=Gate(
             "a sandbox to open",
             at_once=OPENING_MAX,
@@ -69,8 +73,10 @@ def build(parts: Api) -> web.Application:
         path = route.path.replace("{path}", "{path:.+}")
         app.router.add_route(route.method, path, guard.guarded(route, parts, live))
     app.on_response_prepare.append(guard.prepare)
-    for name, work in (("hub", live.hub.run), *[("schedules", partial(clock.run, parts))] * clock.LANES):
+    fires = [("schedules", partial(clock.run, parts))] * clock.LANES
+    for name, work in (("hub", live.hub.run), ("rates", live.limits.run), *fires):
         app.cleanup_ctx.append(partial(_task, name, work))
+    app.on_startup.append(lambda _: live.limits.look())
     app.on_shutdown.append(partial(_close, live.hub))
     app.on_cleanup.append(lambda _: callers.close())
     return app

@@ -15,10 +15,13 @@ from sojourn.api.events.hub import Hub
 from sojourn.api.http.gate import Gate
 from sojourn.api.http.meter import Meter
 from sojourn.api.parts import Api
+from sojourn.api.rates.known import Known
+from sojourn.api.rates.limiter import Limiter
 from sojourn.errors import SojournError
 from sojourn.identity.tokens import Tokens
 from sojourn.store.db import Connection
 from sojourn.store.rows import Principal
+from sojourn.store.sharing.rates import Class
 
 B = TypeVar("B")
 Q = TypeVar("Q")
@@ -41,11 +44,13 @@ NAMES: Mapping[str, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Live:
-    """What lives as long as the application: verified tokens, event streams, counters, gates before what is scarce."""
+    """What lives as long as the application: verified tokens, streams, counters, limits, gates."""
 
     tokens: Tokens
     hub: Hub
     meter: Meter
+    limits: Known
+    limiter: Limiter
     opening: Gate
     """Before the sandboxes."""
     moving: Gate
@@ -120,5 +125,19 @@ class Route:
     """It takes room on the disk, and is refused while there is little."""
     upload: bool = False
     """The body is raw bytes, which the handler reads itself."""
+    rate: Class | None = None
+    """Which rate limits it counts against, where that does not follow from its method; see `counts_as`."""
+    agent: Callable[[Any, Mapping[str, str]], str | None] | None = None
+    """The agent that it counts for, by name, as its body and the names in its path tell."""
     example: Any = None
     """A body to show."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.method} {self.path}"
+
+    def counts_as(self, accept: str) -> Class:
+        """The class of a request with that header."""
+        if "text/event-stream" in self.media and "text/event-stream" in accept:
+            return "streams"
+        return self.rate or ("reads" if self.method == "GET" else "writes")

@@ -21,6 +21,7 @@ CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 60.0
 TRIES = 3
 PAGE = 200
+RATE_ADVICE = "Try again then; on the server's machine, `sojourn tenants set TENANT --rate` raises the limit."
 
 Json = dict[str, Any]
 JSON_TYPE = {"Content-Type": "application/json"}
@@ -32,14 +33,17 @@ LISTS = {
 
 
 class Refusal(Stop):
-    """The server answered, with an error. `status` is its HTTP status."""
+    """The server answered, with an error. `status` is its HTTP status, `detail` what happened, in its own words."""
 
-    def __init__(self, message: str, *, status: int, error_code: str, retry_after_s: float | None) -> None:
+    def __init__(
+        self, message: str, *, status: int, error_code: str, retry_after_s: float | None, detail: str = ""
+    ) -> None:
         codes = {401: UNAUTHENTICATED, 404: NOT_FOUND, 502: UNREACHABLE, 503: UNREACHABLE, 504: UNREACHABLE}
         super().__init__(message, codes.get(status, FAILED))
         self.status = status
         self.error_code = error_code
         self.retry_after_s = retry_after_s
+        self.detail = detail
 
 
 class Unreachable(Stop):
@@ -165,8 +169,9 @@ class Client:
         detail = str(problem.get("detail") or stranger)
         words = [detail]
         words += [_fault(error, detail) for error in problem.get("errors") or ()]
-        words.append(self._advice(response.status, path) if problem else "SOJOURN_API_URL says which one is asked.")
         code = str(problem.get("code") or f"http.{response.status}")
+        advice = RATE_ADVICE if code == "limit.rate" else self._advice(response.status, path)
+        words.append(advice if problem else "SOJOURN_API_URL says which one is asked.")
         request = problem.get("request_id") or response.headers.get("X-Request-Id")
         words.append(f"({code}, request {request})" if request else f"({code})")
         return Refusal(
@@ -174,6 +179,7 @@ class Client:
             status=response.status,
             error_code=code,
             retry_after_s=_seconds(problem.get("retry_after_s") or response.headers.get("Retry-After")),
+            detail=detail,
         )
 
     def _advice(self, status: int, path: str) -> str:

@@ -23,6 +23,7 @@ from sojourn.store.db import Connection, edge
 from sojourn.store.doorbell import Subscription
 from sojourn.store.queue import Lease
 from sojourn.store.rows import Claimed, IdleSession
+from sojourn.store.sharing import rates
 from sojourn.store.tenant import idempotency
 from sojourn.worker.drive import Drive
 from sojourn.worker.parts import Parts
@@ -273,6 +274,7 @@ class Worker:
         self.stale = await clear(self.parts, self.stale)
         await deltas.prune(self.parts.database, DELTAS_KEPT_S)
         await idempotency.prune(self.parts.database)
+        await rates.prune(self.parts.database)
 
     async def _share(self, _: Subscription) -> None:
         """Settle with the other workers how many calls of limited providers each may have on their way."""

@@ -303,7 +303,7 @@ ROUTES = (
     _route("POST", "/{name}/archive", archive, "Put an agent away", refusals=("request.not_found",), creates=True,
            answers={200: (shapes.AgentSeen, "The agent; its runs go on, and no new ones begin")}),
     _route("POST", "/{name}/run", run, "Run an agent and wait for its result", scope="runs:write", body=RunAgent,
-           creates=True, fills=True, refusals=("request.not_found", *STARTS),
-           example={"input": "Which year was the warmest?"},
+           rate="runs", agent=lambda _, names: names["name"], creates=True, fills=True,
+           refusals=("request.not_found", *STARTS), example={"input": "Which year was the warmest?"},
            answers={200: (RunDone, "It ended in time"), 202: (Accepted, "It goes on; Location names the run")}),
 )  # fmt: skip

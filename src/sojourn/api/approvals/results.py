@@ -46,6 +46,7 @@ ROUTES = (
         method="POST",
         path="/v1/runs/{run_id}/tool_results",
         handler=send,
+        rate="decisions",
         summary="Send what a tool of yours returned",
         detail="The same result twice is one; another one for the same call is refused.",
         tag="runs",

@@ -190,6 +190,7 @@ ROUTES = (
         method="POST",
         path="/v1/approvals/{approval_id}",
         handler=decide,
+        rate="decisions",
         summary="Answer what waits",
         detail=(
             "Of two answers the first one counts. The same answer again is accepted and changes nothing; another one "

@@ -135,6 +135,7 @@ ROUTES = (
         method="POST",
         path="/v1/runs/import",
         handler=import_,
+        rate="runs",
         summary="Import a run",
         detail="The body is an export, of up to `export_max_bytes`. It becomes a new run of yours, in a new session "
         "with its files. Its open questions keep their ids; what a person allowed there and has no result yet is asked "
@@ -166,6 +167,7 @@ ROUTES = (
         method="POST",
         path="/v1/runs/{run_id}/fork",
         handler=fork,
+        rate="runs",
         summary="Go on with a run in a branch, or try again from a step",
         detail="A new run with the words of the old one, which is left as it is. Without `step` it stands where the "
         "old one stands; with a step it begins before that step's reply, with nothing open and nothing spent.",

@@ -10,6 +10,7 @@ import re
 import shutil
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,7 +20,10 @@ from aiohttp import HttpVersion11, web
 from sojourn.api import resource
 from sojourn.api.http import parse, problems
 from sojourn.api.http.codes import Bug, TooSlow, WrongMedia, WrongMethod
+from sojourn.api.http.once import digest_of, key_of
 from sojourn.api.parts import Api
+from sojourn.api.rates.limiter import Counted
+from sojourn.api.rates.standing import Standing
 from sojourn.api.route import NAMES, Answer, Ask, Live, Route
 from sojourn.errors import Invalid, NotFound, Refused, SojournError, StoreUnavailable, TooLarge, Unauthenticated
 from sojourn.identity import scopes
@@ -46,6 +50,7 @@ ANYBODY = Principal(
 REQUEST: web.RequestKey[str] = web.RequestKey("request_id", str)
 ROUTE: web.RequestKey[Route] = web.RequestKey("route", Route)
 CALLER: web.RequestKey[Principal] = web.RequestKey("caller", Principal)
+RATES: web.RequestKey[dict[str, str]] = web.RequestKey("rates", dict)
 
 Inner = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -83,6 +88,7 @@ async def prepare(request: web.Request, response: web.StreamResponse) -> None:
     """Put the headers on that every answer carries; a signal, so that streams have them too."""
     for name, value in SECURITY.items():
         response.headers.setdefault(name, value)
+    response.headers.update(request.get(RATES, {}))
     response.headers["Server"] = SECURITY["Server"]
     response.headers["X-Request-Id"] = request.get(REQUEST, "")
     if request.version < HttpVersion11 and response.content_length is None:
@@ -96,6 +102,9 @@ def guarded(route: Route, parts: Api, live: Live) -> Inner:
     async def handle(request: web.Request) -> web.StreamResponse:
         request[ROUTE] = route
         token, principal = ("", ANYBODY) if route.public else await _permit(request, route, live)
+        counted = _counted(request, route, principal, live)
+        if counted and (known := live.limiter.refused(counted)):
+            _tell(request, known, live)
         if route.fills:
             _need_room(parts.settings)
         raw = await _body(request, route, parts.settings.body_max_bytes)
@@ -112,6 +121,8 @@ def guarded(route: Route, parts: Api, live: Live) -> Inner:
             query=parse.query(request.query, route.query) if route.query else None,
             raw=raw,
         )
+        if counted:
+            await _count(ask, counted)
         answer = await route.handler(ask)
         return answer if isinstance(answer, web.StreamResponse) else respond(answer)
 
@@ -143,6 +154,36 @@ async def _permit(request: web.Request, route: Route, live: Live) -> tuple[str, 
     if route.scope:
         scopes.require(principal.scopes, route.scope)
     return token, principal
+
+
+def _counted(request: web.Request, route: Route, principal: Principal, live: Live) -> Counted | None:
+    """What a request counts as; None where nothing is limited. Raises Invalid for an Idempotency-Key that is none."""
+    if route.public:
+        return None
+    class_ = route.counts_as(request.headers.get("Accept", ""))
+    limits = live.limits.of(principal.tenant, class_)
+    if limits is None:
+        return None
+    return Counted(principal=principal, class_=class_, limits=limits, key=key_of(request, route), route=route.name)
+
+
+async def _count(ask: Ask[Any, Any], counted: Counted) -> None:
+    """Count a request whose body is known. Raises RateLimited."""
+    route, limiter = ask.route, ask.live.limiter
+    counted = replace(
+        counted,
+        agent=route.agent(ask.body, ask.names) if route.agent else None,
+        digest=digest_of(ask.http, ask.raw) if counted.key and not route.upload else None,
+    )
+    _tell(ask.http, limiter.refused(counted) or await limiter.count(counted), ask.live)
+
+
+def _tell(request: web.Request, standing: Standing, live: Live) -> None:
+    """Put into the answer how the caller stands. Raises RateLimited."""
+    request[RATES] = standing.headers()
+    if standing.refused:
+        live.meter.limited.update((standing.class_, subject) for subject, _, _ in standing.empty())
+        raise standing.refusal()
 
 
 def _need_room(settings: Settings) -> None:

@@ -14,6 +14,8 @@ class Meter:
 
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, str, int]] = Counter()
+        self.limited: Counter[tuple[str, str]] = Counter()
+        """Requests that a rate limit refused, by class and subject."""
         self.buckets = [0] * (len(BUCKETS_S) + 1)
         self.seconds = 0.0
 

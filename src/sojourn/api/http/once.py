@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
+from aiohttp import web
 
-from sojourn.api.route import Answer, Ask
+from sojourn.api.route import Answer, Ask, Route
 from sojourn.errors import Invalid
 from sojourn.store.db import Connection
 from sojourn.store.tenant import idempotency
@@ -29,7 +30,7 @@ class Kept(msgspec.Struct, frozen=True):
 
 async def once(ask: Ask[Any, Any], work: Work) -> Answer:
     """Do the work in one transaction, or give the answer that it had before; then ring the doorbells."""
-    key = _key(ask)
+    key = key_of(ask.http, ask.route)
     async with ask.transaction() as connection:
         answer = await work(connection) if key is None else await _remembered(ask, key, connection, work)
     for channel, id_ in answer.rings:
@@ -37,22 +38,25 @@ async def once(ask: Ask[Any, Any], work: Work) -> Answer:
     return answer
 
 
-def _key(ask: Ask[Any, Any]) -> str | None:
+def key_of(http: web.Request, route: Route) -> str | None:
     """The caller's Idempotency-Key. Raises Invalid."""
-    key = ask.http.headers.get("Idempotency-Key") if ask.route.creates else None
+    key = http.headers.get("Idempotency-Key") if route.creates else None
     if key is not None and not (0 < len(key) <= KEY_CHARS_MAX and key.isascii() and key.isprintable()):
         raise Invalid(f"Idempotency-Key is 1 to {KEY_CHARS_MAX} printable ASCII characters.")
     return key
 
 
+def digest_of(http: web.Request, raw: bytes) -> str:
+    """What makes a request the same as another one."""
+    return hashlib.sha256(f"{http.rel_url.raw_path_qs}\n".encode() + raw).hexdigest()
+
+
 async def _remembered(ask: Ask[Any, Any], key: str, connection: Connection, work: Work) -> Answer:
-    route = f"{ask.route.method} {ask.route.path}"
-    what = f"{ask.http.rel_url.raw_path_qs}\n".encode() + ask.raw
     stored = await idempotency.begin(
         connection,
         key,
-        route=route,
-        request_digest=hashlib.sha256(what).hexdigest(),
+        route=ask.route.name,
+        request_digest=digest_of(ask.http, ask.raw),
         ttl_s=ask.parts.settings.idempotency_hours * 3600,
     )
     if stored is not None:

@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from sojourn.api.http.codes import CODES
-from sojourn.errors import Forbidden, SojournError, Unauthenticated, Unavailable
+from sojourn.errors import Forbidden, RateLimited, SojournError, Unauthenticated, Unavailable
 
 RETRY_S = 1.0
 """How long to wait where nobody knows better."""
@@ -23,7 +23,7 @@ class Fault(msgspec.Struct, frozen=True):
     detail: str
 
 
-class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
+class Problem(msgspec.Struct, frozen=True, omit_defaults=True, rename={"violated_policies": "violated-policies"}):
     """What went wrong and what to do about it."""
 
     type: str
@@ -39,6 +39,8 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
     """Whether the very same request may succeed later."""
     retry_after_s: float | None = None
     errors: tuple[Fault, ...] = ()
+    violated_policies: tuple[str, ...] = ()
+    """The rate limits that are used up, as RateLimit-Policy names them."""
 
 
 def answer(error: SojournError, request_id: str) -> web.Response:
@@ -56,6 +58,7 @@ def answer(error: SojournError, request_id: str) -> web.Response:
         retryable=error.retry,
         retry_after_s=retry_after_s,
         errors=(Fault(error.pointer, str(error)),) if error.pointer is not None else (),
+        violated_policies=error.policies if isinstance(error, RateLimited) else (),
     )
     headers = {"Content-Type": "application/problem+json"}
     if retry_after_s is not None:

@@ -40,6 +40,8 @@ def _process(meter: Meter, streams: int) -> Iterator[str]:
         for (method, route, status), count in sorted(meter.requests.items())
     }
     yield from _metric("sojourn_http_requests_total", "counter", "Answered requests.", requests)
+    limited = {f'class="{class_}",subject="{subject}"': count for (class_, subject), count in meter.limited.items()}
+    yield from _metric("sojourn_rate_limited_total", "counter", "Requests that a rate limit refused.", limited)
     name = "sojourn_http_request_seconds"
     yield f"# HELP {name} How long answers took, event streams left out."
     yield f"# TYPE {name} histogram"

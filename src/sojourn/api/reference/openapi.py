@@ -23,7 +23,8 @@ DESCRIPTION = """\
 A managed agent runtime that you host yourself. Send `Authorization: Bearer <key>`. Every error is
 `application/problem+json` with a `code` for programs and a `detail` for people. Every POST that creates takes an
 `Idempotency-Key`: the same key and body answers what it answered before. Lists take `limit` and `after`, and give
-`has_more` and `next`. What your key may not see is not found."""
+`has_more` and `next`. What your key may not see is not found. Where a rate limit applies, the answer says so in
+`RateLimit-Policy` and `RateLimit`, and a refusal in `Retry-After`."""
 TAGS = {
     "runs": "One execution, from input to result, its events, transcript and trace.",
     "continuations": "Runs that move: exported, imported, forked; whose exports are let in.",
@@ -34,7 +35,7 @@ TAGS = {
     "keys": "Who may call.",
     "operations": "For operators.",
 }
-ALWAYS = ("auth.unauthenticated", "auth.forbidden", "store.unavailable", "store.full", "sojourn.bug")
+ALWAYS = ("auth.unauthenticated", "auth.forbidden", "limit.rate", "store.unavailable", "store.full", "sojourn.bug")
 WITH_BODY = (
     "request.malformed", "request.too_deep", "request.timeout", "request.too_large", "request.media_type",
     "request.invalid",

@@ -98,6 +98,7 @@ ROUTES = (
         method="POST",
         path="/v1/runs/{run_id}/retry",
         handler=retry,
+        rate="runs",
         summary="Put a dead letter back into the queue",
         detail="It goes on where it stood.",
         tag="runs",

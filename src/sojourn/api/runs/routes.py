@@ -210,6 +210,8 @@ ROUTES = (
         method="POST",
         path="/v1/runs",
         handler=start,
+        rate="runs",
+        agent=lambda body, _: body.agent if isinstance(body.agent, str) else None,
         summary="Start a run",
         detail="The answer comes as soon as the run is written down; follow it by its events, or hold the answer with "
         "`wait`: then it is 200 and the run once that has ended or waits for somebody. With `start_at` or `delay_s` it "
@@ -252,6 +254,7 @@ ROUTES = (
         method="POST",
         path="/v1/runs/{run_id}/cancel",
         handler=cancel,
+        rate="decisions",
         summary="Cancel a run",
         detail="Wherever it stands. A run whose last reply comes at the same moment may still complete; to cancel one "
         "that was cancelled changes nothing.",

@@ -269,7 +269,7 @@ ROUTES = (
            refusals=("request.not_found", "schedule.needs_key"),
            detail="What would have fired meanwhile is left out. It acts as the key that resumes it from now on.",
            answers={200: (shapes.Schedule, "The schedule")}),
-    _route("POST", "/{name}/run", fire, "Fire a schedule now", creates=True, fills=True,
+    _route("POST", "/{name}/run", fire, "Fire a schedule now", creates=True, fills=True, rate="runs",
            refusals=("request.not_found", *STARTS), detail="The run is yours, and needs runs:write.",
            answers={202: (Accepted, "Accepted; Location names the run")}),
     _route("DELETE", "/{name}", delete, "Delete a schedule", answers={204: (None, "It is gone; its runs stay")}),

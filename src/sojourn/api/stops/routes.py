@@ -73,6 +73,7 @@ ROUTES = (
         method="POST",
         path="/v1/admin/stops",
         handler=make,
+        rate="decisions",
         summary="Stop a run, a session, an agent, a user or the tenant",
         detail="From the answer on no run begins that the stop names (`stop.in_force`), and nothing begins of those "
         "that are there: they are cancelled, or held until it is lifted. `progress` says what is left. The same stop "
@@ -123,6 +124,7 @@ ROUTES = (
         method="DELETE",
         path="/v1/admin/stops/{stop_id}",
         handler=lift,
+        rate="decisions",
         summary="Lift a stop",
         detail="New runs begin again, and those that it held go on where they stood. What was cancelled stays so.",
         tag="stops",

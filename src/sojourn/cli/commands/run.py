@@ -4,12 +4,14 @@ The rule: the answer alone goes to standard output where that is no terminal, so
 what is said on the way goes to standard error then. The run belongs to the server: leaving never stops it.
 """
 
+import math
 import sys
+import time
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from sojourn.cli.client import Client, segment
+from sojourn.cli.client import Client, Refusal, segment
 from sojourn.cli.command import JSON, Command, Shell, flag
 from sojourn.cli.commands.clock.times import instant, seconds
 from sojourn.cli.commands.sessions import upload
@@ -25,6 +27,8 @@ PICTURES = {
     "image/png": b"\x89PNG\r\n\x1a\n", "image/jpeg": b"\xff\xd8\xff", "image/gif": b"GIF8", "image/webp": b"RIFF",
 }  # fmt: skip
 """How each kind of picture begins that the API takes."""
+WAIT_S = 30.0
+"""How long a run is waited for that comes too soon after others."""
 ABOUT = """
 The agent is one that you applied before (--agent), or is made up here from --model, --system and --tool.
 The run goes on in the server whatever becomes of this command: Ctrl-C only leaves it, and says how to
@@ -36,6 +40,8 @@ command says how to answer and ends with 7.
 
 With --at or --in the run is there at once and begins then, as if detached; cancel it before, or talk to
 it, as to any other.
+
+Where runs come faster than a rate limit lets them, it waits for up to half a minute, and says so.
 """
 EXAMPLES = (
     'sojourn run "What is 17 * 23?" --model openai:gpt-5-mini',
@@ -66,7 +72,7 @@ def run(args: Namespace, shell: Shell) -> int:
         if images:
             parts = [_shown(client, data, media_type) for data, media_type in images]
             body["input"] = [{"type": "text", "text": body["input"]}, *parts]
-        made = client.post("/v1/runs", body)
+        made = _accepted(client, body, shell)
     except KeyboardInterrupt:
         raise Stop("Interrupted; `sojourn runs` tells whether the run was accepted.", INTERRUPTED) from None
     later = args.at or args.delay
@@ -134,6 +140,23 @@ def watch(client: Client, made: Json, args: Namespace, shell: Shell) -> int:
         if screen is not shell.out and ended.get("output"):
             shell.out.line(ended["output"])
     return OF_STATUS.get(ended["status"], FAILED)
+
+
+def _accepted(client: Client, body: Json, shell: Shell) -> Json:
+    """Start the run; where a rate limit lets it begin soon, wait for it. Raises Refusal."""
+    waited_s = 0.0
+    while True:
+        try:
+            made: Json = client.post("/v1/runs", body)
+        except Refusal as refusal:
+            rest_s = refusal.retry_after_s or 0.0
+            if refusal.error_code != "limit.rate" or not rest_s or waited_s + rest_s > WAIT_S:
+                raise
+            shell.err.line(f"Waiting {math.ceil(rest_s)} s. {refusal.detail}", "dim")
+            time.sleep(rest_s)
+            waited_s += rest_s
+        else:
+            return made
 
 
 def _detached(made: Json, args: Namespace, shell: Shell) -> int:

@@ -15,9 +15,10 @@ from sojourn.cli.command import Shell
 from sojourn.cli.commands.simulating import run
 from sojourn.cli.exits import FAILED, OK, UNREACHABLE, USAGE, Stop
 from sojourn.doctor import examine
-from sojourn.errors import StoreUnavailable
+from sojourn.errors import Invalid, StoreUnavailable
 from sojourn.settings import Settings
-from sojourn.store.sharing.limits import LIMITS
+from sojourn.store.sharing.limits import LIMITS, TenantRow
+from sojourn.store.sharing.rates import NAMES, Limit, read
 
 LIMIT_MAX = 10**6
 _MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("–", "dim")}
@@ -75,26 +76,54 @@ def list_tenants(args: Namespace, shell: Shell) -> int:
     """Show the tenants."""
     found = run(wiring.tenants(settings.load(_environ(args, shell))))
     if args.json:
-        shell.print_json({"data": [{"id": t.id, "queued": t.queued, "running": t.running, **t.limits} for t in found]})
+        rows = [{"id": t.id, "queued": t.queued, "running": t.running, **t.limits, "rates": _rates(t)} for t in found]
+        shell.print_json({"data": rows})
         return OK
     names = [name.upper().replace("_", " ") for name in LIMITS]
-    rows = [(t.id, str(t.queued), str(t.running), *(_shown(t.limits[name]) for name in LIMITS)) for t in found]
-    shell.out.table(("TENANT", "QUEUED", "RUNNING", *names), rows)
+    shell.out.table(
+        ("TENANT", "QUEUED", "RUNNING", *names, "RATES"),
+        [
+            (
+                *(t.id, str(t.queued), str(t.running)),
+                *(_shown(t.limits[name]) for name in LIMITS),
+                " ".join(f"{name}={rate}" for name, rate in _rates(t).items()) or "-",
+            )
+            for t in found
+        ],
+    )
     return OK
 
 
 def set_tenant(args: Namespace, shell: Shell) -> int:
     """Change a tenant's limits. Raises Stop where none is named."""
     given = {name: value for name in LIMITS if (value := getattr(args, name)) is not None}
-    if not given:
+    if not given and not args.rate:
         raise Stop("Say which limit: see `sojourn tenants set --help`.", USAGE)
     limits = {name: _limit(name, value) for name, value in given.items()}
-    run(wiring.set_tenant(settings.load(_environ(args, shell)), args.tenant, limits))
+    rates = dict(_rate(text) for text in args.rate)
+    run(wiring.set_tenant(settings.load(_environ(args, shell)), args.tenant, limits, rates=rates))
+    shown = {name: limit and str(limit) for name, limit in rates.items()}
     if args.json:
-        shell.print_json({"id": args.tenant, **limits})
+        shell.print_json({"id": args.tenant, **limits, **({"rates": shown} if rates else {})})
     else:
-        shell.out.line(f"{args.tenant}: " + ", ".join(f"{name} {_shown(limit)}" for name, limit in limits.items()))
+        changes = [*(f"{name} {_shown(limit)}" for name, limit in {**limits, **shown}.items())]
+        shell.out.line(f"{args.tenant}: " + ", ".join(changes))
     return OK
+
+
+def _rate(text: str) -> tuple[str, Limit | None]:
+    """Read CLASS.SUBJECT=LIMIT. Raises Stop."""
+    name, _, limit = text.partition("=")
+    if name not in NAMES:
+        raise Stop(f"--rate is one of {', '.join(NAMES)}, then = and the limit; not {text!r}.", USAGE)
+    try:
+        return name, None if limit == "none" else read(limit)
+    except Invalid as error:
+        raise Stop(str(error), USAGE) from None
+
+
+def _rates(tenant: TenantRow) -> dict[str, str]:
+    return {name: str(rate) for name, rate in sorted(tenant.rates.items())}
 
 
 def _limit(name: str, value: str) -> int | None:
@@ -105,7 +134,7 @@ def _limit(name: str, value: str) -> int | None:
     return int(value)
 
 
-def _shown(limit: int | None) -> str:
+def _shown(limit: int | str | None) -> str:
     return "-" if limit is None else str(limit)
 
 

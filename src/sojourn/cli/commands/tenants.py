@@ -12,6 +12,10 @@ as the user that runs the server, or SOJOURN_DATABASE_URL. Workers and API keep 
 that are being worked on when a limit is lowered go on to their next pause; no new ones begin meanwhile.
 
 N is a number; `none` takes the tenant's own limit away, so that the settings hold.
+
+--rate CLASS.SUBJECT=MAX/WINDOW_S/BURST says how often requests may come: MAX in every WINDOW_S seconds in the
+long run, and BURST at once. CLASS is runs, writes, reads, streams or decisions; SUBJECT is tenant (all of it),
+user (each of its users) or agent (each of its agents). `off` takes the limit away, `none` lets the settings hold.
 """
 
 COMMANDS = {
@@ -38,11 +42,16 @@ COMMANDS = {
                         help="how long sessions are kept with their runs; 0 is for ever",
                     ),
                     flag("--ledger-kept-days", metavar="N", help="how long it is kept what runs cost; 0 is for ever"),
+                    flag("--rate", metavar="LIMIT", action="append", default=[], help="how often; again for more"),
                     DATA_DIR,
                     JSON,
                 ),
                 about=SET,
-                examples=("sojourn tenants set default --runs-max 20", "sojourn tenants set acme --queued-max none"),
+                examples=(
+                    "sojourn tenants set default --runs-max 20",
+                    "sojourn tenants set acme --queued-max none",
+                    "sojourn tenants set acme --rate runs.user=60/60/10 --rate runs.tenant=1000/3600/100",
+                ),
             ),
         },
     )

@@ -13,16 +13,20 @@ import msgspec
 from sojourn.errors import NotFound
 from sojourn.store.db import Connection, Database
 from sojourn.store.roles import KEYRING
+from sojourn.store.sharing.rates import Limit, Own
 
 LIMITS = ("runs_max", "queued_max", "runs_kept_days", "ledger_kept_days")
 """The columns of a tenant that an operator sets; null means what the settings say."""
 TENANTS = f"""
-select t.id, {", ".join(f"t.{name}" for name in LIMITS)},
+select t.id, {", ".join(f"t.{name}" for name in LIMITS)}, coalesce(t.rates, '{{}}') as rates,
     coalesce(q.runs, 0) as queued, coalesce(h.runs, 0) as running
 from tenant t
 left join (select tenant, count(*) as runs from run where status = 'queued' group by tenant) q on q.tenant = t.id
 left join (select tenant, count(*) as runs from run where lease_worker is not null group by tenant) h on h.tenant = t.id
 order by t.id
+"""
+SET_RATES = """
+update tenant set rates = coalesce(rates, '{}') - $3::text[] || $2::jsonb, rates_at = clock_timestamp() where id = $1
 """
 HELD_BACK = """
 select case
@@ -49,6 +53,8 @@ class TenantRow(msgspec.Struct, frozen=True, kw_only=True):
     queued: int
     running: int
     limits: dict[str, int | None]
+    rates: Own = {}
+    """Its rate limits, where they are not those of the settings."""
 
 
 async def tenants(db: Database) -> list[TenantRow]:
@@ -61,6 +67,7 @@ async def tenants(db: Database) -> list[TenantRow]:
             queued=row["queued"],
             running=row["running"],
             limits={name: row[name] for name in LIMITS},
+            rates=msgspec.json.decode(row["rates"], type=Own),
         )
         for row in found
     ]
@@ -72,6 +79,21 @@ async def set_limits(db: Database, tenant: str, limits: Mapping[str, int | None]
     changes = ", ".join(f"{name} = ${n}" for n, name in enumerate(names, 2))
     async with _operating(db) as conn:
         done = await conn.execute(f"update tenant set {changes} where id = $1", tenant, *(limits[n] for n in names))
+    _need(done, tenant)
+
+
+async def set_rates(db: Database, tenant: str, rates: Mapping[str, Limit | None]) -> None:
+    """Change a tenant's rate limits, by CLASS.SUBJECT; None takes its own away. The API keeps them within a second.
+
+    Raises NotFound.
+    """
+    given = {name: limit for name, limit in rates.items() if limit is not None}
+    async with _operating(db) as conn:
+        done = await conn.execute(SET_RATES, tenant, msgspec.json.encode(given), list(rates))
+    _need(done, tenant)
+
+
+def _need(done: str, tenant: str) -> None:
     if done == "UPDATE 0":
         raise NotFound(f"There is no tenant {tenant}. `sojourn tenants list` lists them.")
 
