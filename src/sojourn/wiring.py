@@ -11,6 +11,7 @@ import asyncio
 import errno
 import logging
 import os
+import pwd
 import secrets
 import signal
 import socket
@@ -100,7 +101,7 @@ async def work(settings: Settings) -> None:
 async def recover_key(settings: Settings) -> str:
     """Make the first key of an installation anew, and end the older ones. Raises SojournError."""
     async with existing_database(settings) as database:
-        return await keys.recover(database)
+        return await keys.recover(database, by=operator())
 
 
 async def tenants(settings: Settings) -> list[limits.TenantRow]:
@@ -115,9 +116,18 @@ async def set_tenant(
     """Change a tenant's limits. Raises SojournError."""
     async with existing_database(settings) as database:
         if changes:
-            await limits.set_limits(database, tenant, changes)
+            await limits.set_limits(database, tenant, changes, by=operator())
         if rates:
-            await limits.set_rates(database, tenant, rates)
+            await limits.set_rates(database, tenant, rates, by=operator())
+
+
+def operator() -> str:
+    """Name whoever runs this process, for what an operator does to the database."""
+    try:
+        name = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container's user may have no name
+        name = f"uid-{os.getuid()}"
+    return f"{name}@{socket.gethostname()}"
 
 
 @asynccontextmanager
@@ -315,7 +325,7 @@ def _prices(settings: Settings) -> Prices:
 
 async def _local_key(world: World) -> None:
     """Make the first key of a new installation and leave it where the command line looks."""
-    token = await keys.bootstrap(world.database)
+    token = await keys.bootstrap(world.database, by=operator())
     if token is not None:
         log.info("keys.local_key_written", extra={"path": str(keep_local_key(world.settings, token))})
 

@@ -253,3 +253,12 @@ async def blocked(database: Database) -> None:
     async with asyncio.timeout(30), database.api() as conn:
         while not await conn.fetchval("select exists (select from pg_locks where not granted)"):  # noqa: ASYNC110
             await asyncio.sleep(0.002)
+
+
+async def cut_off(database: Database) -> None:
+    """End every connection of the API that is in a transaction, as the death of its process does."""
+    async with database.api() as conn:
+        await conn.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database()"
+            " and usename = current_user and pid <> pg_backend_pid() and xact_start is not null"
+        )

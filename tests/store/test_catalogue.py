@@ -22,12 +22,13 @@ TIDIED = {
 }  # fmt: skip
 """What the doors of retention delete from."""
 KEYRING_SEES_ALL = {
-    "tenant", "api_key", "seal_key", "trusted_issuer", "schedule", "stop", "rate", "idempotency", "agent", *TIDIED,
+    "tenant", "api_key", "seal_key", "trusted_issuer", "schedule", "stop", "rate", "idempotency", "agent", "audit",
+    "audit_head", *TIDIED,
 }  # fmt: skip
 NOTHING_SAID = {"purge", "blob_use", "blob_tally"}
 SECRET_TO_DOORS = {"event", "body", "data", "items", "snapshot", "result", "input", "spec"}
 """What was said and done: doors delete it unseen."""
-FROM_DOORS_ALONE = {"api_key", "seal_key", "trusted_issuer"}
+FROM_DOORS_ALONE = {"api_key", "seal_key", "trusted_issuer", "audit", "audit_head"}
 """What the API may read, and write through a door alone."""
 SERVERS_OWN = {
     ("worker", "sojourn_engine"), ("worker", "sojourn_keyring"), ("call_share", "sojourn_engine"),
@@ -67,6 +68,7 @@ DEFINERS = {
     "replace_key": {"sojourn_api"},
     "take_rates": {"sojourn_engine"},
     "expire_rates": {"sojourn_engine"},
+    "audit_act": {"sojourn_api"},
 }
 OURS = {"sojourn_owner", "sojourn_keyring", "sojourn_api", "sojourn_engine"}
 NOT_EXTENSION = "not exists (select from pg_depend d where d.objid = {}.oid and d.deptype = 'e')"
@@ -159,6 +161,8 @@ async def _grants(conn: Connection) -> set[str]:
             allowed = (role, what) == ("sojourn_keyring", "DELETE")
         if role == "sojourn_keyring" and name in TIDIED and what == "SELECT":
             allowed = row["column"] not in SECRET_TO_DOORS and (row["column"] or name in NOTHING_SAID)
+        if name in ("audit", "audit_head") and what in ("UPDATE", "DELETE"):
+            allowed = (name, role, what) == ("audit_head", "sojourn_keyring", "UPDATE")
         if name in FROM_DOORS_ALONE and role != "sojourn_keyring":
             allowed = role == "sojourn_api" and what == "SELECT"
         if row["kind"] == "S":
@@ -222,6 +226,7 @@ HOLES = {
     "journal": "grant update (event) on journal to sojourn_engine",
     "delete": "grant delete on run to sojourn_api",
     "deleted history": "grant delete on journal to sojourn_engine",
+    "audit log": "grant update (user_id) on audit to sojourn_keyring",
     "words": "grant select (body) on message to sojourn_keyring",
     "all words": "grant select on journal to sojourn_keyring",
     "workers": "grant select on worker to sojourn_api",

@@ -16,7 +16,7 @@ from sojourn.store.tenant import keys, sessions
 TABLES = [
     "tenant", "api_key", "agent", "agent_version", "agent_spec", "session", "run", "journal", "message", "ledger",
     "delta", "blob", "blob_use", "blob_tally", "idempotency", "seal_key", "trusted_issuer", "imported_run", "schedule",
-    "fire", "stop", "stopped_run",
+    "fire", "stop", "stopped_run", "audit", "audit_head",
 ]  # fmt: skip
 
 
@@ -230,6 +230,11 @@ REFUSED = [
     "select purge_runs(1)",
     "select expire_ledger(1, 1)",
     "select sweep_blobs(1, 1)",
+    "insert into audit select * from audit",
+    "update audit set user_id = 'bob'",
+    "delete from audit",
+    "update audit_head set n = 0",
+    "select audit_operator('rival', 'root', 'a.b', '', '{}')",
     "truncate run",
     "insert into ledger select * from ledger",
     "insert into tenant values ('third')",

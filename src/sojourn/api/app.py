@@ -16,6 +16,7 @@ from sojourn.api import blobs, keys, offers, resource
 from sojourn.api.agents import routes as agents
 from sojourn.api.approvals import results
 from sojourn.api.approvals import routes as approvals
+from sojourn.api.audit import routes as audit
 from sojourn.api.continuations import issuers
 from sojourn.api.continuations import routes as continuations
 from sojourn.api.events import routes as events
@@ -103,6 +104,7 @@ def served() -> tuple[Route, ...]:
         *keys.ROUTES,
         *resource.ROUTES,
         *stops.ROUTES,
+        *audit.ROUTES,
         *health.routes(),
         *metrics.ROUTES,
     )

@@ -4,13 +4,14 @@ The rule: a key is shown once, when it is made, and never allows more than the k
 """
 
 from datetime import datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
+from sojourn.api.audit.acts import made
 from sojourn.api.http.once import once
-from sojourn.api.route import Answer, Ask, Route
+from sojourn.api.route import Answer, Ask, Audited, Route
 from sojourn.errors import Invalid
 from sojourn.identity import scopes
 from sojourn.store.db import Connection
@@ -116,20 +117,28 @@ async def page(ask: Ask[None, None]) -> Answer:
 async def replace(ask: Ask[ReplaceKey, None]) -> Answer:
     """Make a key's successor, which allows as much; the key itself ends after the overlap."""
     key_id = ask.names["key_id"]
-    async with ask.transaction() as connection:
+
+    async def work(connection: Connection) -> Answer:
         for scope in (await keys.get(connection, key_id)).scopes:
             scopes.require(ask.principal.scopes, scope)
         row, token = await keys.replace(connection, key_id, timedelta(seconds=ask.body.overlap_s))
+        return Answer(status=201, body=NewKey(**msgspec.structs.asdict(_seen(row)), key=token))
+
+    answer = await once(ask, work)
     ask.live.tokens.forget(key_id)
-    return Answer(status=201, body=NewKey(**msgspec.structs.asdict(_seen(row)), key=token))
+    return answer
 
 
 async def revoke(ask: Ask[None, None]) -> Answer:
     """End a key: here at once, in other processes within half a minute."""
-    async with ask.transaction() as connection:
+
+    async def work(connection: Connection) -> Answer:
         await keys.revoke(connection, ask.names["key_id"])
+        return Answer(status=204)
+
+    answer = await once(ask, work)
     ask.live.tokens.forget(ask.names["key_id"])
-    return Answer(status=204)
+    return answer
 
 
 async def me(ask: Ask[None, None]) -> Answer:
@@ -146,6 +155,18 @@ async def me(ask: Ask[None, None]) -> Answer:
     )
 
 
+def _successor(ask: Ask[ReplaceKey, None], answer: Answer) -> dict[str, str]:
+    """What the audit log says of a key that was replaced."""
+    return {"successor": answer.body.id, **_told(ask, answer)}
+
+
+def _told(ask: Ask[Any, None], answer: Answer) -> dict[str, str]:
+    """What the audit log says of a new key."""
+    until = answer.body.expires_at
+    made = {"name": answer.body.name, "user": answer.body.user_id, "scopes": " ".join(answer.body.scopes)}
+    return {**made, "expires_at": until.isoformat()} if until else made
+
+
 def _seen(row: KeyRow) -> Key:
     return Key(**msgspec.structs.asdict(row))
 
@@ -160,6 +181,7 @@ ROUTES = (
         tag="keys",
         scope="admin:keys",
         body=CreateKey,
+        audit=Audited(action="key.create", subject=made("id"), detail=_told),
         answers={201: (NewKey, "The key, with its secret")},
         example={"name": "ci", "scopes": ["runs:read", "runs:write"], "expires_in_s": 2592000},
     ),
@@ -184,6 +206,7 @@ ROUTES = (
         scope="admin:keys",
         body=ReplaceKey,
         body_optional=True,
+        audit=Audited(action="key.replace", detail=_successor),
         answers={201: (NewKey, "The successor, with its secret")},
         refusals=("request.not_found", "key.ended"),
         example={"overlap_s": 86400},
@@ -195,6 +218,7 @@ ROUTES = (
         summary="Revoke an API key",
         tag="keys",
         scope="admin:keys",
+        audit=Audited(action="key.revoke"),
         answers={204: (None, "It is refused from now on, by other processes within 30 s")},
         refusals=("request.not_found",),
     ),

@@ -96,6 +96,29 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 Handler = Callable[[Ask[Any, Any]], Awaitable[Answer | web.StreamResponse]]
 
 
+def _name(ask: Ask[Any, Any], answer: Answer) -> str:
+    """The name in the path."""
+    return next(iter(ask.names.values()))
+
+
+def _nothing(ask: Ask[Any, Any], answer: Answer) -> Mapping[str, str]:
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audited:
+    """What a route writes into the audit log, in the transaction of what it does; and when its caller may not do it."""
+
+    action: str
+    """`<noun>.<verb>`"""
+    subject: Callable[[Ask[Any, Any], Answer], str] = _name
+    """The id or name of what is acted on; what the path names, if not said."""
+    detail: Callable[[Ask[Any, Any], Answer], Mapping[str, str]] = _nothing
+    """What else is told: never a secret, a prompt or an argument."""
+    instead: Callable[[Ask[Any, Any]], str | None] | None = None
+    """Another action, where what is asked for is one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Route:
     """One method on one path."""
@@ -131,6 +154,8 @@ class Route:
     """The agent that it counts for, by name, as its body and the names in its path tell."""
     example: Any = None
     """A body to show."""
+    audit: Audited | None = None
+    """What the audit log is told; its handler does its work in `once`, or calls `acts.note` at the end of its own."""
 
     @property
     def name(self) -> str:

@@ -51,6 +51,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "decide": "questions.approvals",
     },
     "what runs need": {"agents": "agents", "schedules": "clock.schedules", "sessions": "sessions", "keys": "keys"},
+    "who did what": {"audit": "auditing.log"},
     "runs from elsewhere": {"trust": "continuations.issuers", "seals": "continuations.issuers"},
     "the server": {
         "serve": "server",

@@ -7,9 +7,10 @@ import msgspec
 from msgspec import Meta
 
 from sojourn.api.agents import shapes, specs
+from sojourn.api.audit.acts import made
 from sojourn.api.http.once import once
 from sojourn.api.http.pages import Size
-from sojourn.api.route import Answer, Ask, Route
+from sojourn.api.route import Answer, Ask, Audited, Route
 from sojourn.api.runs import wait
 from sojourn.api.runs.create import by_name, create
 from sojourn.api.runs.routes import STARTS, WaitS, accepted
@@ -263,6 +264,22 @@ def _done(row: RunRow) -> RunDone:
     )
 
 
+def _version_named(ask: Ask[Any, Any], answer: Answer) -> str:
+    return f"{answer.body.name}@{answer.body.version}"
+
+
+def _digest(ask: Ask[Any, Any], answer: Answer) -> dict[str, str]:
+    return {"digest": answer.body.digest}
+
+
+def _live(ask: Ask[Any, Any], answer: Answer) -> dict[str, str]:
+    return {"version": str(answer.body.live_version)}
+
+
+def _runs_max(ask: Ask[Any, Any], answer: Answer) -> dict[str, str]:
+    return {"runs_max": str(answer.body.runs_max)}
+
+
 def _route(method: str, path: str, handler: Any, summary: str, **more: Any) -> Route:
     scope = "agents:read" if method == "GET" else "agents:write"
     return Route(
@@ -281,6 +298,7 @@ MADE = ("model.unknown", "tool.unknown", "tool.schema", "agent.unknown")
 
 ROUTES = (
     _route("POST", "", make, "Make an agent", body=shapes.CreateAgent, creates=True, refusals=("agent.exists", *MADE),
+           audit=Audited(action="agent.create", subject=made("name"), detail=_digest),
            answers={201: (shapes.Version, "Its version 1, which is live")}, example={"name": "analyst", **SPEC}),
     _route("GET", "", page, "List agents by name", query=ByName, answers={200: (AgentsPage, "Agents")}),
     _route("GET", "/{name}", get, "Get an agent and its live version", refusals=("request.not_found",),
@@ -288,19 +306,23 @@ ROUTES = (
     _route("GET", "/{name}/versions", versions, "List an agent's versions", refusals=("request.not_found",),
            answers={200: (VersionsPage, "Versions")}),
     _route("POST", "/{name}/versions", add, "Make a version", body=shapes.Spec, creates=True, example=SPEC,
+           audit=Audited(action="agent.add_version", subject=_version_named, detail=_digest),
            refusals=("request.not_found", "agent.archived", *MADE),
            detail="It does not become live by itself. What is the same as the live version is no new one.",
            answers={201: (shapes.Version, "The new version"), 200: (shapes.Version, "The live one is the same")}),
     _route("GET", "/{name}/versions/{version}", version, "Get one version", refusals=("request.not_found",),
            answers={200: (shapes.Version, "The version")}),
     _route("PUT", "/{name}/live", set_live, "Say which version is live", body=shapes.SetLive, example={"version": 2},
+           audit=Audited(action="agent.set_live", detail=_live),
            detail="All new runs get it at once; going back is the same call.",
            refusals=("request.not_found", "request.stale_version"), answers={200: (shapes.AgentSeen, "The agent")}),
     _route("PUT", "/{name}/runs_max", limit, "Say how many of an agent's runs are worked on at once",
            body=shapes.SetRunsMax, example={"runs_max": 5}, refusals=("request.not_found",),
+           audit=Audited(action="agent.set_runs_max", detail=_runs_max),
            detail="It holds for all versions together, over all workers. The other runs stay queued.",
            answers={200: (shapes.AgentSeen, "The agent")}),
     _route("POST", "/{name}/archive", archive, "Put an agent away", refusals=("request.not_found",), creates=True,
+           audit=Audited(action="agent.archive"),
            answers={200: (shapes.AgentSeen, "The agent; its runs go on, and no new ones begin")}),
     _route("POST", "/{name}/run", run, "Run an agent and wait for its result", scope="runs:write", body=RunAgent,
            rate="runs", agent=lambda _, names: names["name"], creates=True, fills=True,

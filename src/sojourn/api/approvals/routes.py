@@ -13,9 +13,10 @@ from msgspec import Meta
 
 from sojourn.api.agents.specs import limits, need_price
 from sojourn.api.approvals import judge, shapes
+from sojourn.api.audit.acts import digest
 from sojourn.api.http.once import once
 from sojourn.api.http.pages import Page
-from sojourn.api.route import Answer, Ask, Route
+from sojourn.api.route import Answer, Ask, Audited, Route
 from sojourn.api.runs.shapes import wait_of
 from sojourn.errors import Invalid, NotFound, NotWaiting, StaleVersion
 from sojourn.identity import scopes
@@ -164,6 +165,20 @@ def _raised(ask: Ask[shapes.Decide, None], asked: runs.Asked, wait_id: str) -> L
     return raised
 
 
+def _told(ask: Ask[shapes.Decide, None], answer: Answer) -> dict[str, str]:
+    """What the audit log says of an answer: arguments and words by their digests."""
+    body = ask.body
+    told = {"decision": body.decision}
+    hidden = {"arguments": body.arguments, "text": body.text or None}
+    shown = {"limits": body.limits, "grant": body.grant}
+    told |= {name: digest(value) for name, value in hidden.items() if value is not None}
+    return told | {name: msgspec.json.encode(value).decode() for name, value in shown.items() if value is not None}
+
+
+def _raises(ask: Ask[shapes.Decide, None]) -> str | None:
+    return "budget.raise" if ask.body.decision == "extend" and ask.body.limits is not None else None
+
+
 ROUTES = (
     Route(
         method="GET",
@@ -199,6 +214,7 @@ ROUTES = (
         tag="approvals",
         scope="approvals:decide",
         body=shapes.Decide,
+        audit=Audited(action="approval.decide", detail=_told, instead=_raises),
         answers={202: (shapes.Noted, "The run goes on with it")},
         refusals=(
             "request.not_found",

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from sojourn.api.http.once import once
-from sojourn.api.route import Answer, Ask, Route
+from sojourn.api.route import Answer, Ask, Audited, Route
 from sojourn.identity import seal
 from sojourn.loop.moving.document import Issuer
 from sojourn.store.db import Connection
@@ -64,9 +64,12 @@ async def rotate(ask: Ask[None, None]) -> Answer:
 
 async def revoke(ask: Ask[None, None]) -> Answer:
     """Take a key's signatures for nothing."""
-    async with ask.transaction() as connection:
+
+    async def work(connection: Connection) -> Answer:
         await issuers.revoke(connection, ask.names["issuer"])
-    return Answer(status=204)
+        return Answer(status=204)
+
+    return await once(ask, work)
 
 
 async def trusted(ask: Ask[None, None]) -> Answer:
@@ -87,9 +90,26 @@ async def trust(ask: Ask[Trust, None]) -> Answer:
 
 async def distrust(ask: Ask[None, None]) -> Answer:
     """Trust a key no longer."""
-    async with ask.transaction() as connection:
+
+    async def work(connection: Connection) -> Answer:
         await issuers.distrust(connection, ask.names["issuer"])
-    return Answer(status=204)
+        return Answer(status=204)
+
+    return await once(ask, work)
+
+
+def _newest(ask: Ask[None, None], answer: Answer) -> str:
+    """The key that signs from now on."""
+    signing: str = answer.body.data[0].issuer
+    return signing
+
+
+def _trusted(ask: Ask[Trust, None], answer: Answer) -> str:
+    return ask.body.issuer
+
+
+def _called(ask: Ask[Trust, None], answer: Answer) -> dict[str, str]:
+    return {"name": ask.body.name}
 
 
 def _page(rows: list[IssuerRow], *, status: int = 200) -> Answer:
@@ -116,6 +136,7 @@ ROUTES = (
         detail="What the old one has signed stays good, here and wherever it is trusted.",
         tag="continuations",
         scope="admin:keys",
+        audit=Audited(action="seal.rotate", subject=_newest),
         answers={201: (SealsPage, "All keys")},
         creates=True,
     ),
@@ -127,6 +148,7 @@ ROUTES = (
         detail="What it has signed is not let in here any more. Others that trust it must be told.",
         tag="continuations",
         scope="admin:keys",
+        audit=Audited(action="seal.revoke"),
         answers={204: (None, "It is good for nothing from now on")},
         refusals=("request.not_found",),
     ),
@@ -149,6 +171,7 @@ ROUTES = (
         tag="continuations",
         scope="admin:keys",
         body=Trust,
+        audit=Audited(action="issuer.trust", subject=_trusted, detail=_called),
         answers={201: (SealsPage, "All that are trusted")},
         creates=True,
         example={"issuer": "ed25519:" + "A" * 43, "name": "staging"},
@@ -160,6 +183,7 @@ ROUTES = (
         summary="Let in the exports of another installation no longer",
         tag="continuations",
         scope="admin:keys",
+        audit=Audited(action="issuer.distrust"),
         answers={204: (None, "What it exports is refused from now on")},
         refusals=("request.not_found",),
     ),

@@ -11,11 +11,12 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta
 
+from sojourn.api.audit import acts
 from sojourn.api.continuations import gathering, landing
 from sojourn.api.http import transfer
 from sojourn.api.http.codes import WrongMedia
 from sojourn.api.http.once import once
-from sojourn.api.route import Answer, Ask, Route
+from sojourn.api.route import Answer, Ask, Audited, Route
 from sojourn.api.runs.hear import heard
 from sojourn.api.runs.shapes import Accepted, Input
 from sojourn.identity import scopes
@@ -56,6 +57,7 @@ async def export(ask: Ask[None, ExportQuery]) -> web.StreamResponse:
         async with ask.transaction() as connection:
             gathered = await gathering.gather(connection, run_id, files=files)
             unsigned, secret = await gathering.exported(ask, connection, gathered)
+            await acts.note(ask, connection, Answer())
         data = await asyncio.to_thread(gathering.signed, unsigned, secret, bytes_max=bytes_max)
         headers = {
             "Content-Type": "application/json",
@@ -103,6 +105,18 @@ async def fork(ask: Ask[Fork, None]) -> Answer:
     return await once(ask, work)
 
 
+def _exported(ask: Ask[None, ExportQuery], answer: Answer) -> dict[str, str]:
+    return {"files": str(ask.query.files).lower()}
+
+
+def _imported(ask: Ask[None, None], answer: Answer) -> dict[str, str]:
+    return {"export": acts.digest(ask.raw)}
+
+
+def _forked(ask: Ask[Fork, None], answer: Answer) -> dict[str, str]:
+    return {"source": ask.names["run_id"]}
+
+
 UNREADABLE = ("continuation.unreadable", "continuation.unknown_format", "continuation.bad_seal")
 LANDS = (
     "model.no_key", "budget.no_price", "tool.unknown", "tool.changed", "session.busy", "limit.queue", "stop.in_force",
@@ -121,6 +135,7 @@ ROUTES = (
         tag="continuations",
         scope="runs:read",
         query=ExportQuery,
+        audit=Audited(action="run.export", detail=_exported),
         answers={200: (Export, "The run; the ETag is its rev")},
         refusals=(
             "run.running",
@@ -145,6 +160,7 @@ ROUTES = (
         scope="runs:write",
         upload=True,
         fills=True,
+        audit=Audited(action="run.import", subject=acts.made("run_id"), detail=_imported),
         answers={202: (Accepted, "The new run; Location names it")},
         refusals=(
             "request.media_type",
@@ -176,6 +192,7 @@ ROUTES = (
         body=Fork,
         body_optional=True,
         fills=True,
+        audit=Audited(action="run.fork", subject=acts.made("run_id"), detail=_forked),
         answers={202: (Accepted, "The new run; Location names it")},
         refusals=(
             "request.not_found",

@@ -18,6 +18,7 @@ import msgspec
 from aiohttp import HttpVersion11, web
 
 from sojourn.api import resource
+from sojourn.api.audit import acts
 from sojourn.api.http import parse, problems
 from sojourn.api.http.codes import Bug, TooSlow, WrongMedia, WrongMethod
 from sojourn.api.http.once import digest_of, key_of
@@ -25,7 +26,16 @@ from sojourn.api.parts import Api
 from sojourn.api.rates.limiter import Counted
 from sojourn.api.rates.standing import Standing
 from sojourn.api.route import NAMES, Answer, Ask, Live, Route
-from sojourn.errors import Invalid, NotFound, Refused, SojournError, StoreUnavailable, TooLarge, Unauthenticated
+from sojourn.errors import (
+    Forbidden,
+    Invalid,
+    NotFound,
+    Refused,
+    SojournError,
+    StoreUnavailable,
+    TooLarge,
+    Unauthenticated,
+)
 from sojourn.identity import scopes
 from sojourn.settings import Settings
 from sojourn.store.rows import Principal
@@ -101,6 +111,14 @@ def guarded(route: Route, parts: Api, live: Live) -> Inner:
 
     async def handle(request: web.Request) -> web.StreamResponse:
         request[ROUTE] = route
+        try:
+            return await handled(request)
+        except Forbidden:
+            if route.audit and (caller := request.get(CALLER)):
+                await acts.refused(parts, caller, route.audit, request=request, request_id=request[REQUEST])
+            raise
+
+    async def handled(request: web.Request) -> web.StreamResponse:
         token, principal = ("", ANYBODY) if route.public else await _permit(request, route, live)
         counted = _counted(request, route, principal, live)
         if counted and (known := live.limiter.refused(counted)):

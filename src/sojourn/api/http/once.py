@@ -1,7 +1,8 @@
 """One transaction, and Idempotency-Key: the same request twice is one request. Called by handlers that write.
 
-The rule: what a request writes and the memory of its answer are one transaction, so a crash leaves both or neither, and
-doorbells ring only after it. A refusal is not remembered: it changed nothing, and the next try may succeed.
+The rule: what a request writes, the memory of its answer and its row of the audit log are one transaction, so a crash
+leaves all or nothing, and doorbells ring only after it. A refusal is not remembered: it changed nothing, and the next
+try may succeed.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from sojourn.api.audit import acts
 from sojourn.api.route import Answer, Ask, Route
 from sojourn.errors import Invalid
 from sojourn.store.db import Connection
@@ -32,7 +34,7 @@ async def once(ask: Ask[Any, Any], work: Work) -> Answer:
     """Do the work in one transaction, or give the answer that it had before; then ring the doorbells."""
     key = key_of(ask.http, ask.route)
     async with ask.transaction() as connection:
-        answer = await work(connection) if key is None else await _remembered(ask, key, connection, work)
+        answer = await _done(ask, connection, work) if key is None else await _remembered(ask, key, connection, work)
     for channel, id_ in answer.rings:
         ask.parts.doorbell.ring(channel, (id_,))
     return answer
@@ -51,6 +53,13 @@ def digest_of(http: web.Request, raw: bytes) -> str:
     return hashlib.sha256(f"{http.rel_url.raw_path_qs}\n".encode() + raw).hexdigest()
 
 
+async def _done(ask: Ask[Any, Any], connection: Connection, work: Work) -> Answer:
+    answer = await work(connection)
+    if ask.route.audit is not None:
+        await acts.note(ask, connection, answer)
+    return answer
+
+
 async def _remembered(ask: Ask[Any, Any], key: str, connection: Connection, work: Work) -> Answer:
     stored = await idempotency.begin(
         connection,
@@ -64,7 +73,7 @@ async def _remembered(ask: Ask[Any, Any], key: str, connection: Connection, work
         return Answer(
             status=stored.status, body=bytes(kept.body), headers={**kept.headers, "Idempotency-Replayed": "true"}
         )
-    answer = await work(connection)
+    answer = await _done(ask, connection, work)
     kept = Kept(headers=answer.headers, body=msgspec.Raw(msgspec.json.encode(answer.body)))
     await idempotency.finish(connection, key, status=answer.status, body=msgspec.json.encode(kept))
     return answer

@@ -33,6 +33,7 @@ TAGS = {
     "blobs": "Images and files that a message refers to, by digest.",
     "approvals": "What waits for a person.",
     "keys": "Who may call.",
+    "audit": "Who did what.",
     "operations": "For operators.",
 }
 ALWAYS = ("auth.unauthenticated", "auth.forbidden", "limit.rate", "store.unavailable", "store.full", "sojourn.bug")

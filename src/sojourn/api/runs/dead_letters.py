@@ -12,7 +12,7 @@ from msgspec import Meta
 from sojourn.api.http.once import once
 from sojourn.api.http.pages import Page
 from sojourn.api.parts import RUN_BELL, WORK_BELL
-from sojourn.api.route import Answer, Ask, Route
+from sojourn.api.route import Answer, Ask, Audited, Route
 from sojourn.api.runs.routes import seen
 from sojourn.api.runs.shapes import Run
 from sojourn.store import runs
@@ -103,6 +103,7 @@ ROUTES = (
         detail="It goes on where it stood.",
         tag="runs",
         scope="admin:runs",
+        audit=Audited(action="run.retry"),
         answers={202: (Run, "It is queued again")},
         refusals=("request.not_found", "run.not_quarantined"),
         creates=True,

@@ -10,7 +10,7 @@ from sojourn.api.agents.specs import limits_seen
 from sojourn.api.http.once import once
 from sojourn.api.http.pages import Page
 from sojourn.api.parts import INBOX_BELL, WORK_BELL
-from sojourn.api.route import Answer, Ask, Route
+from sojourn.api.route import Answer, Ask, Audited, Route
 from sojourn.api.runs import shapes, trace, wait
 from sojourn.api.runs.create import create
 from sojourn.api.runs.hear import heard
@@ -128,9 +128,12 @@ async def say(ask: Ask[shapes.Say, None]) -> Answer:
 
 async def delete(ask: Ask[None, None]) -> Answer:
     """Delete a run."""
-    async with ask.transaction() as connection:
+
+    async def work(connection: Connection) -> Answer:
         await deletion.run(connection, ask.names["run_id"])
-    return Answer(status=204)
+        return Answer(status=204)
+
+    return await once(ask, work)
 
 
 async def transcript(ask: Ask[None, None]) -> Answer:
@@ -276,6 +279,7 @@ ROUTES = (
         "usage. It must have ended, and be the last one of its session: later runs read what earlier ones said.",
         tag="runs",
         scope="runs:write",
+        audit=Audited(action="run.delete"),
         answers={204: (None, "It is gone")},
         refusals=("request.not_found", "run.unfinished", "run.continued"),
     ),

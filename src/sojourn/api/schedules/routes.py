@@ -14,9 +14,10 @@ from msgspec import UNSET, Meta
 from msgspec.structs import asdict, replace
 
 from sojourn.api.agents.routes import ByName
+from sojourn.api.audit.acts import digest, made
 from sojourn.api.http.once import once
 from sojourn.api.parts import SCHEDULE_BELL
-from sojourn.api.route import Answer, Ask, Route
+from sojourn.api.route import Answer, Ask, Audited, Route
 from sojourn.api.runs.create import drafted
 from sojourn.api.runs.routes import STARTS
 from sojourn.api.runs.shapes import Accepted
@@ -149,9 +150,12 @@ async def fire(ask: Ask[None, None]) -> Answer:
 
 async def delete(ask: Ask[None, None]) -> Answer:
     """Delete a schedule."""
-    async with ask.transaction() as connection:
+
+    async def work(connection: Connection) -> Answer:
         await schedules.delete(connection, ask.names["name"])
-    return Answer(status=204)
+        return Answer(status=204)
+
+    return await once(ask, work)
 
 
 # ---- the steps of these ----------------------------------------------------------------------
@@ -232,6 +236,12 @@ def _seen(row: ScheduleRow) -> shapes.Schedule:
     )
 
 
+def _told(ask: Ask[Any, Any], answer: Answer) -> dict[str, str]:
+    """What the audit log says of a schedule: what it says itself, by its digest."""
+    plan = {name: getattr(answer.body, name) for name in shapes.Plan.__struct_fields__}
+    return {"plan": digest(plan)}
+
+
 def _route(method: str, path: str, handler: Any, summary: str, **more: Any) -> Route:
     scope = "schedules:read" if method == "GET" else "schedules:write"
     named = {"refusals": ("request.not_found",)} if path else {}
@@ -252,6 +262,7 @@ PLANS = tuple(code for code in STARTS if code not in ("session.busy", "limit.que
 
 ROUTES = (
     _route("POST", "", make, "Make a schedule", body=shapes.CreateSchedule, creates=True, example=EXAMPLE,
+           audit=Audited(action="schedule.create", subject=made("name"), detail=_told),
            detail="It acts as the key that makes it, which needs runs:write, too.",
            refusals=("schedule.exists", "limit.schedules", "schedule.needs_key", *PLANS),
            answers={201: (shapes.Schedule, "The schedule")}),
@@ -260,17 +271,19 @@ ROUTES = (
     _route("GET", "/{name}/next", next_fires, "See when a schedule fires next", query=NextQuery,
            answers={200: (shapes.NextFires, "Times")}),
     _route("PATCH", "/{name}", change, "Change a schedule", body=shapes.ChangeSchedule,
+           audit=Audited(action="schedule.change", detail=_told),
            example={"cron": "0 3 * * *"}, refusals=("request.not_found", "schedule.needs_key", *PLANS),
            detail="It acts as the key that changes it from now on. With other times, its fires count from now.",
            answers={200: (shapes.Schedule, "The schedule")}),
-    _route("POST", "/{name}/pause", pause, "Pause a schedule", creates=True,
+    _route("POST", "/{name}/pause", pause, "Pause a schedule", creates=True, audit=Audited(action="schedule.pause"),
            answers={200: (shapes.Schedule, "The schedule; its runs go on")}),
-    _route("POST", "/{name}/resume", resume, "Resume a schedule", creates=True,
+    _route("POST", "/{name}/resume", resume, "Resume a schedule", creates=True, audit=Audited(action="schedule.resume"),
            refusals=("request.not_found", "schedule.needs_key"),
            detail="What would have fired meanwhile is left out. It acts as the key that resumes it from now on.",
            answers={200: (shapes.Schedule, "The schedule")}),
     _route("POST", "/{name}/run", fire, "Fire a schedule now", creates=True, fills=True, rate="runs",
            refusals=("request.not_found", *STARTS), detail="The run is yours, and needs runs:write.",
            answers={202: (Accepted, "Accepted; Location names the run")}),
-    _route("DELETE", "/{name}", delete, "Delete a schedule", answers={204: (None, "It is gone; its runs stay")}),
+    _route("DELETE", "/{name}", delete, "Delete a schedule", audit=Audited(action="schedule.delete"),
+           answers={204: (None, "It is gone; its runs stay")}),
 )  # fmt: skip

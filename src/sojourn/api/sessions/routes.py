@@ -7,7 +7,7 @@ import msgspec
 
 from sojourn.api.http.once import once
 from sojourn.api.http.pages import Page
-from sojourn.api.route import Answer, Ask, Route
+from sojourn.api.route import Answer, Ask, Audited, Route
 from sojourn.store.db import Connection
 from sojourn.store.retention import deletion
 from sojourn.store.rows import SessionRow
@@ -74,9 +74,12 @@ async def close(ask: Ask[None, None]) -> Answer:
 
 async def delete(ask: Ask[None, None]) -> Answer:
     """Delete a session."""
-    async with ask.transaction() as connection:
+
+    async def work(connection: Connection) -> Answer:
         await deletion.session(connection, ask.names["session_id"])
-    return Answer(status=204)
+        return Answer(status=204)
+
+    return await once(ask, work)
 
 
 def _seen(row: SessionRow) -> Session:
@@ -140,6 +143,7 @@ ROUTES = (
         detail="With its runs and its files. What the runs cost stays in the usage.",
         tag="sessions",
         scope="sessions:write",
+        audit=Audited(action="session.delete"),
         answers={204: (None, "It is gone")},
         refusals=("request.not_found", "session.open"),
     ),

@@ -4,10 +4,11 @@ The rule: making a stop writes one row and answers; workers carry it out, and wh
 tables.
 """
 
+from sojourn.api.audit.acts import made
 from sojourn.api.http.once import once
 from sojourn.api.http.pages import Page
 from sojourn.api.parts import STOP_BELL
-from sojourn.api.route import Answer, Ask, Route
+from sojourn.api.route import Answer, Ask, Audited, Route
 from sojourn.api.stops import shapes
 from sojourn.errors import Invalid
 from sojourn.store import stops
@@ -62,10 +63,17 @@ async def runs(ask: Ask[None, Page]) -> Answer:
 
 async def lift(ask: Ask[None, None]) -> Answer:
     """End a stop."""
-    async with ask.transaction() as connection:
+
+    async def work(connection: Connection) -> Answer:
         stop = await stops.lift(connection, ask.names["stop_id"], by=ask.principal.user)
-    ask.parts.doorbell.ring(STOP_BELL, (stop.id,))
-    return Answer(body=shapes.seen(stop))
+        return Answer(body=shapes.seen(stop), rings=((STOP_BELL, stop.id),))
+
+    return await once(ask, work)
+
+
+def _told(ask: Ask[shapes.CreateStop, None], answer: Answer) -> dict[str, str]:
+    """What the audit log says of a stop."""
+    return {"what": answer.body.what, "target": answer.body.target, "mode": answer.body.mode}
 
 
 ROUTES = (
@@ -82,6 +90,7 @@ ROUTES = (
         tag="stops",
         scope="admin:stop",
         body=shapes.CreateStop,
+        audit=Audited(action="stop.create", subject=made("id"), detail=_told),
         answers={202: (shapes.StopSeen, "It is in force")},
         refusals=("request.not_found",),
         creates=True,
@@ -129,6 +138,7 @@ ROUTES = (
         detail="New runs begin again, and those that it held go on where they stood. What was cancelled stays so.",
         tag="stops",
         scope="admin:stop",
+        audit=Audited(action="stop.lift"),
         answers={200: (shapes.StopSeen, "The stop, lifted")},
         refusals=("request.not_found",),
     ),

@@ -11,6 +11,8 @@ import asyncpg  # type: ignore[import-untyped]
 import msgspec
 
 from sojourn.errors import NotFound
+from sojourn.store.audit import writing as audit
+from sojourn.store.audit.writing import Act
 from sojourn.store.db import Connection, Database
 from sojourn.store.roles import KEYRING
 from sojourn.store.sharing.rates import Limit, Own
@@ -73,16 +75,16 @@ async def tenants(db: Database) -> list[TenantRow]:
     ]
 
 
-async def set_limits(db: Database, tenant: str, limits: Mapping[str, int | None]) -> None:
+async def set_limits(db: Database, tenant: str, limits: Mapping[str, int | None], *, by: str = "setup") -> None:
     """Change a tenant's limits, by the names in LIMITS; workers and API keep them at once. Raises NotFound."""
     names = [name for name in LIMITS if name in limits]
     changes = ", ".join(f"{name} = ${n}" for n, name in enumerate(names, 2))
     async with _operating(db) as conn:
         done = await conn.execute(f"update tenant set {changes} where id = $1", tenant, *(limits[n] for n in names))
-    _need(done, tenant)
+        await _noted(conn, done, tenant, limits, by=by)
 
 
-async def set_rates(db: Database, tenant: str, rates: Mapping[str, Limit | None]) -> None:
+async def set_rates(db: Database, tenant: str, rates: Mapping[str, Limit | None], *, by: str = "setup") -> None:
     """Change a tenant's rate limits, by CLASS.SUBJECT; None takes its own away. The API keeps them within a second.
 
     Raises NotFound.
@@ -90,12 +92,15 @@ async def set_rates(db: Database, tenant: str, rates: Mapping[str, Limit | None]
     given = {name: limit for name, limit in rates.items() if limit is not None}
     async with _operating(db) as conn:
         done = await conn.execute(SET_RATES, tenant, msgspec.json.encode(given), list(rates))
-    _need(done, tenant)
+        await _noted(conn, done, tenant, rates, by=by)
 
 
-def _need(done: str, tenant: str) -> None:
+async def _noted(conn: Connection, done: str, tenant: str, changes: Mapping[str, object], *, by: str) -> None:
+    """Tell the audit log of a change that was made. Raises NotFound where there is no such tenant."""
     if done == "UPDATE 0":
         raise NotFound(f"There is no tenant {tenant}. `sojourn tenants list` lists them.")
+    detail = {name: "none" if value is None else str(value) for name, value in changes.items()}
+    await audit.operated(conn, Act(action="tenant.set", subject=tenant, detail=detail), tenant=tenant, by=by)
 
 
 async def held_back(conn: Connection, run_id: str, *, tenant_runs_max: int | None) -> HeldBack | None:

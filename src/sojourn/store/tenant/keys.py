@@ -11,6 +11,8 @@ from datetime import datetime, timedelta
 import asyncpg  # type: ignore[import-untyped]
 
 from sojourn.errors import Conflict, Forbidden, NotFound, Unauthenticated
+from sojourn.store.audit import writing as audit
+from sojourn.store.audit.writing import Act
 from sojourn.store.db import Connection, Database
 from sojourn.store.roles import KEYRING
 from sojourn.store.rows import KeyRow, Principal
@@ -111,16 +113,19 @@ async def replace(conn: Connection, key_id: str, overlap: timedelta) -> tuple[Ke
 
 
 async def bootstrap(
-    db: Database, *, tenant: str = TENANT, user: str = "local", scopes: Collection[str] = ("*",)
+    db: Database, *, tenant: str = TENANT, user: str = "local", scopes: Collection[str] = ("*",), by: str = "setup"
 ) -> str | None:
     """Make a tenant with its first key and give the token; None where the tenant exists."""
     key_id, token = _new()
-    async with db.migrator() as connection:
+    act = Act(action="tenant.create", subject=tenant, detail={"key": key_id, "user": user, "scopes": " ".join(scopes)})
+    async with db.migrator() as connection, connection.transaction():
         made = await connection.fetchval(FOUND, tenant, key_id, _hash(token), token[:SHOWN], user, list(scopes))
+        if made:
+            await audit.operated(connection, act, tenant=tenant, by=by)
     return token if made else None
 
 
-async def recover(db: Database, *, tenant: str = TENANT, user: str = "local") -> str:
+async def recover(db: Database, *, tenant: str = TENANT, user: str = "local", by: str = "setup") -> str:
     """Make a first key anew for whoever owns the database, and end the older ones. Raises NotFound."""
     key_id, token = _new()
     arguments = (tenant, key_id, _hash(token), token[:SHOWN], user, ["*"], LOCAL_KEY)
@@ -130,6 +135,9 @@ async def recover(db: Database, *, tenant: str = TENANT, user: str = "local") ->
             made = await connection.fetchval(RECOVER, *arguments)
         except asyncpg.UndefinedTableError:
             made = None
+        if made:
+            act = Act(action="key.recover", subject=key_id, detail={"user": user})
+            await audit.operated(connection, act, tenant=tenant, by=by)
     if not made:
         raise NotFound("There is no installation in this database yet. `sojourn serve` makes one, with its first key.")
     return token

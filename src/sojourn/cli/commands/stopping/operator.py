@@ -4,8 +4,6 @@ The rule: it says what stands in the tables, so whoever is killed while waiting 
 """
 
 import asyncio
-import getpass
-import socket
 import time
 from argparse import Namespace
 from typing import Any
@@ -18,7 +16,9 @@ from sojourn.cli.commands.simulating import run
 from sojourn.cli.exits import FAILED, OK, USAGE, Stop
 from sojourn.cli.terminal import ago
 from sojourn.store import stops as store
-from sojourn.store.db import Database
+from sojourn.store.audit import writing as audit
+from sojourn.store.audit.writing import Act
+from sojourn.store.db import Connection, Database
 from sojourn.store.tenant.keys import TENANT
 
 POLL_S = 0.5
@@ -30,7 +30,8 @@ def stop(args: Namespace, shell: Shell) -> int:
 
     async def work(database: Database) -> int:
         async with store.operator(database) as conn:
-            made = await store.make(conn, new, stop_id=wiring.new_id("stp"), by=_who(), operator=True)
+            made = await store.make(conn, new, stop_id=wiring.new_id("stp"), by=wiring.operator(), operator=True)
+            await _noted(conn, made, "stop.create")
         report = await _progress(database, made)
         if not args.json:
             shell.out.line(f"{made.id} is in force")
@@ -78,7 +79,8 @@ def lift(args: Namespace, shell: Shell) -> int:
 
     async def work(database: Database) -> int:
         async with store.operator(database) as conn:
-            made = await store.lift(conn, args.stop, by=_who())
+            made = await store.lift(conn, args.stop, by=wiring.operator())
+            await _noted(conn, made, "stop.lift")
         shell.print_json(_seen(made)) if args.json else shell.out.line(f"{made.id} is lifted")
         return OK
 
@@ -156,5 +158,8 @@ def _state(made: store.Stop) -> str:
     return f"lifted by {made.lifted_by}" if made.lifted_at else "in force"
 
 
-def _who() -> str:
-    return f"{getpass.getuser()}@{socket.gethostname()}"
+async def _noted(conn: Connection, made: store.Stop, action: str) -> None:
+    """Write it into the audit logs of the operator and the tenant."""
+    detail = {"what": made.what, "target": made.target, "mode": made.mode}
+    act = Act(action=action, subject=made.id, detail=detail)
+    await audit.operated(conn, act, tenant=made.tenant, by=wiring.operator())

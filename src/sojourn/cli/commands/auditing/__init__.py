@@ -1,0 +1,1 @@
+"""`sojourn audit`: who did what, and the proof that nobody changed it."""

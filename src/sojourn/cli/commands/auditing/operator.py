@@ -1,0 +1,69 @@
+"""What `sojourn audit --operator` does, with the login of the database's owner.
+
+The rule: it shows the rows exactly as the API would, so that one verifier is enough.
+"""
+
+from argparse import Namespace
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+
+from sojourn import settings, wiring
+from sojourn.cli.command import Shell
+from sojourn.cli.commands.auditing import log
+from sojourn.cli.commands.simulating import run
+from sojourn.cli.exits import USAGE, Stop
+from sojourn.store.audit import reading
+from sojourn.store.audit.reading import Wanted
+from sojourn.store.audit.writing import EVERYBODY
+from sojourn.store.db import Connection
+
+
+def list_(args: Namespace, shell: Shell) -> int:
+    """Show the rows, newest first."""
+    wanted = msgspec.convert(log.wanted(args), Wanted)
+
+    async def rows() -> list[Any]:
+        async with _reading(args, shell) as conn:
+            return await reading.page(conn, EVERYBODY, wanted, before=None, limit=args.limit)
+
+    return log.listed(msgspec.to_builtins(run(rows())), args, shell)
+
+
+def export(args: Namespace, shell: Shell) -> int:
+    """Write the chain."""
+    return log.exported(run(_lines(args, shell, args.after)), shell)
+
+
+def verify(args: Namespace, shell: Shell) -> int:
+    """Check the chain. Raises Stop for a file, which needs no database."""
+    if args.file:
+        raise Stop("A file is verified without --operator.", USAGE)
+    return log.verified(run(_lines(args, shell)), args, shell)
+
+
+def head(args: Namespace, shell: Shell) -> int:
+    """Show where the chain ends."""
+
+    async def found() -> Any:
+        async with _reading(args, shell) as conn:
+            return await reading.head(conn, EVERYBODY)
+
+    return log.headed(msgspec.to_builtins(run(found())), args, shell)
+
+
+async def _lines(args: Namespace, shell: Shell, after: int = 0) -> list[dict[str, Any]]:
+    async with _reading(args, shell) as conn:
+        end = await reading.head(conn, EVERYBODY)
+        rows = await reading.chain(conn, end, after=after, limit=end.n)
+    return [*msgspec.to_builtins(rows), {"head": msgspec.to_builtins(end)}]
+
+
+@asynccontextmanager
+async def _reading(args: Namespace, shell: Shell) -> AsyncIterator[Connection]:
+    """Lend a transaction that reads the operator's chain."""
+    environ = {**shell.environ, **({"SOJOURN_DATA_DIR": args.data_dir} if args.data_dir else {})}
+    async with wiring.existing_database(settings.load(environ)) as database, reading.operator(database) as conn:
+        yield conn

@@ -1,0 +1,110 @@
+"""Reads the audit log. Called by the API in a tenant's scope, and by the operator's commands.
+
+The rule: a chain is named in every statement, for the operator's role sees them all.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import datetime
+
+import asyncpg  # type: ignore[import-untyped]
+import msgspec
+
+from sojourn.errors import NotFound
+from sojourn.loop.messages import Plain
+from sojourn.store.audit.writing import Outcome
+from sojourn.store.db import Connection, Database
+from sojourn.store.roles import KEYRING
+
+COLUMNS = """
+tenant, n, at, action, subject, operator, user_id, key_id, request_id, address, outcome, detail,
+encode(hash, 'hex') as hash
+"""
+PAGE = f"""
+select {COLUMNS} from audit
+where tenant = $1 and n < $2
+    and ($3::text is null or action = $3 or split_part(action, '.', 1) = $3)
+    and ($4::text is null or user_id = $4)
+    and ($5::timestamptz is null or at >= $5) and ($6::timestamptz is null or at < $6)
+order by n desc limit $7
+"""
+CHAIN = f"select {COLUMNS} from audit where tenant = $1 and n > $2 and n <= $3 order by n limit $4"
+HEAD = "select tenant, n, encode(hash, 'hex') as hash from audit_head where tenant = $1"
+NEWEST = 2**63 - 1
+
+
+class Entry(Plain, frozen=True, kw_only=True):
+    """Who did what: one row of the audit log."""
+
+    n: int
+    """Its place in the chain, from 1 on without a gap."""
+    tenant: str
+    """Whose chain this is; `*` is the operator's."""
+    at: datetime
+    action: str
+    """`<noun>.<verb>`, such as `key.create`."""
+    subject: str
+    """The id or name of what was acted on; empty where a refused request named nothing."""
+    operator: bool
+    """The operator did it on the command line; `user_id` is then a login of that machine."""
+    user_id: str
+    key_id: str
+    request_id: str
+    address: str
+    """The address that the request came from, as the server saw it."""
+    outcome: Outcome
+    """`refused` is what the caller may not do; of each key and action one in an hour is written."""
+    detail: Mapping[str, str]
+    """What else there is to say, without secrets, prompts and arguments."""
+    hash: str
+    """SHA-256 over all this and the hash of the row before, in hexadecimal digits."""
+
+
+class Head(Plain, frozen=True, kw_only=True):
+    """The end of a chain. Kept elsewhere, it proves later that nothing before it was changed."""
+
+    tenant: str
+    n: int
+    hash: str
+
+
+class Wanted(Plain, frozen=True, kw_only=True):
+    """Which rows: None means all."""
+
+    action: str | None = None
+    """An action, or the noun that all actions on it begin with."""
+    user: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+async def page(conn: Connection, tenant: str, wanted: Wanted, *, before: int | None, limit: int) -> list[Entry]:
+    """Read rows, the newest first."""
+    where = (wanted.action, wanted.user, wanted.since, wanted.until)
+    return [_entry(row) for row in await conn.fetch(PAGE, tenant, NEWEST if before is None else before, *where, limit)]
+
+
+async def chain(conn: Connection, head: Head, *, after: int, limit: int) -> list[Entry]:
+    """Read rows up to a head, the oldest first."""
+    return [_entry(row) for row in await conn.fetch(CHAIN, head.tenant, after, head.n, limit)]
+
+
+async def head(conn: Connection, tenant: str) -> Head:
+    """Read where a chain ends; row 0 where nothing was done yet."""
+    row = await conn.fetchrow(HEAD, tenant)
+    return Head(**row) if row else Head(tenant=tenant, n=0, hash="0" * 64)
+
+
+@asynccontextmanager
+async def operator(db: Database) -> AsyncIterator[Connection]:
+    """Lend a transaction that reads every chain. Raises NotFound where there is no installation."""
+    async with db.migrator() as conn, conn.transaction(isolation="repeatable_read", readonly=True):
+        await conn.execute(f"set local role {KEYRING}")
+        try:
+            yield conn
+        except asyncpg.UndefinedTableError:
+            raise NotFound("There is no installation in this database yet. `sojourn serve` makes one.") from None
+
+
+def _entry(row: asyncpg.Record) -> Entry:
+    return Entry(**{**row, "detail": msgspec.json.decode(row["detail"])})
