@@ -24,6 +24,8 @@ from bench.figure import Figure, report, spread
 from bench.processor import own_s
 from sojourn.api.app import build
 from sojourn.api.parts import DELTA_BELL, INBOX_BELL, RUN_BELL, WORK_BELL, Api
+from sojourn.identity.roots import RootKeys
+from sojourn.identity.vault import Vault
 from sojourn.models.model import Endpoint
 from sojourn.settings import Settings
 from sojourn.store import embedded
@@ -63,7 +65,7 @@ async def serve(folder: Path) -> None:
         settings = Settings(queued_runs_max=1_000_000, rates=Rates(runs=Limits(user=Rate(10**6, 1))))
         parts = Api(
             database=database, doorbell=bell, settings=settings, tools={},
-            models=Models(), sandboxes=None, now=at, new_id=ids(),  # type: ignore[arg-type]
+            models=Models(), vault=Vault(RootKeys("", folder / "root.key")), sandboxes=None, now=at, new_id=ids(),  # type: ignore[arg-type]
             price=lambda model, usage: None if "unpriced" in model else 1,
         )  # fmt: skip
         runner = web.AppRunner(build(parts), access_log=None)

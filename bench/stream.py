@@ -32,6 +32,8 @@ from bench.processor import own_s
 from bench.readers import Readers
 from sojourn.api.app import build
 from sojourn.api.parts import DELTA_BELL, INBOX_BELL, RUN_BELL, WORK_BELL, Api
+from sojourn.identity.roots import RootKeys
+from sojourn.identity.vault import Vault
 from sojourn.models.model import Endpoint
 from sojourn.settings import Settings
 from sojourn.store import embedded
@@ -80,7 +82,7 @@ async def serve(folder: Path) -> None:
         settings = Settings(stream_clients_max=10_000, rates=Rates(runs=Limits(user=Rate(10**6, 1))))
         parts = Api(
             database=database, doorbell=bell, settings=settings, tools={},
-            models=Models(), sandboxes=None, now=at, new_id=ids(),  # type: ignore[arg-type]
+            models=Models(), vault=Vault(RootKeys("", folder / "root.key")), sandboxes=None, now=at, new_id=ids(),  # type: ignore[arg-type]
             price=lambda model, usage: None if "unpriced" in model else 1,
         )  # fmt: skip
         runner = web.AppRunner(build(parts), access_log=None)

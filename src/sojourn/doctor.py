@@ -15,14 +15,16 @@ import msgspec
 from msgspec.structs import replace
 
 from sojourn import __version__
-from sojourn.errors import SojournError, StoreUnavailable
+from sojourn.errors import Invalid, SojournError, StoreUnavailable
 from sojourn.identity.issuers import Issuer
 from sojourn.identity.jwks import KeySet
+from sojourn.identity.vault import missing_in
 from sojourn.settings import Settings
 from sojourn.store import health, migrate
 from sojourn.store.db import Database
 from sojourn.store.retention import sizes
-from sojourn.wiring import open_database, open_sandboxes
+from sojourn.store.vault import roots
+from sojourn.wiring import open_database, open_sandboxes, root_keys
 
 DISK_FREE_BYTES_MIN = 1 << 30
 
@@ -95,6 +97,7 @@ async def _database(settings: Settings) -> AsyncIterator[Finding]:
             for finding in _walls(await health.walls(database)):
                 yield finding
             if not await migrate.pending(database):
+                yield await _root_key(database, settings)
                 yield await _sizes(database, settings)
     except SojournError as error:
         yield Finding("database", False, f"{kind}: {error}")
@@ -111,6 +114,27 @@ async def _schema(database: Database) -> Finding:
     if missing:
         return Finding("database schema", None, detail, "`sojourn serve` applies the rest.")
     return Finding("database schema", True, detail)
+
+
+async def _root_key(database: Database, settings: Settings) -> Finding:
+    """Whether the root keys are here that the database wants; a worker does without."""
+    try:
+        keys = root_keys(settings)
+    except Invalid as error:
+        return Finding("root key", False, str(error))
+    known = await roots.read(database)
+    if missing := missing_in(keys, known):
+        return Finding(
+            "root key", None, missing, "`sojourn serve` does not start here without it; a worker needs none."
+        )
+    if known.current is None:
+        hint = "`sojourn keys rotate --root FILE` makes one: docs/operate/keys.md."
+        return Finding("root key", None, "there is none, so tenants' signing keys are not sealed", hint)
+    detail = f"{known.current}, {keys.where.removeprefix('in ')}"
+    if keys.path is not None and keys.path.stat().st_mode & 0o077:
+        return Finding("root key", None, detail, f"Others can read it: chmod 600 {keys.path}")
+    hint = f"{known.plain} signing keys are not sealed: `sojourn keys rotate --data` seals them." if known.plain else ""
+    return Finding("root key", None if hint else True, detail, hint)
 
 
 async def _sizes(database: Database, settings: Settings) -> Finding:

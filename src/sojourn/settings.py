@@ -79,6 +79,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     database_wait_s: Annotated[float, Meta(ge=0)] = 0.0
     """How long a start waits for a database that does not answer yet, before it gives up."""
 
+    root_key: str = ""
+    """The keys that the API keeps secrets under, in base64, commas between; empty means those in `root_key_file`."""
+    root_key_file: str = ""
+    """A file with one such key a line; empty means `root.key` in the data folder."""
+
     host: str = "127.0.0.1"
     """The address to listen on; put a TLS proxy before anything but loopback."""
     port: Annotated[int, Meta(ge=0, le=65535)] = 8420
@@ -171,6 +176,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     @property
     def data_path(self) -> Path:
         return Path(self.data_dir)
+
+    @property
+    def root_key_path(self) -> Path:
+        return Path(self.root_key_file).expanduser().absolute() if self.root_key_file else self.data_path / "root.key"
 
 
 def load(environ: Mapping[str, str] | None = None) -> Settings:

@@ -28,6 +28,8 @@ from sojourn import logs
 from sojourn.api.app import build
 from sojourn.api.parts import Api
 from sojourn.errors import Forbidden, Invalid, NotFound, StoreUnavailable
+from sojourn.identity.roots import RootKeys
+from sojourn.identity.vault import Vault, unlocked
 from sojourn.models.endpoints import Endpoints
 from sojourn.models.prices import Price, Prices
 from sojourn.sandboxes.bwrap import BwrapProvider
@@ -81,8 +83,9 @@ async def serve(settings: Settings, *, worker: bool = True, ready: Callable[[str
     """Serve the API until SIGTERM or SIGINT; `ready` is called with its URL. Raises SojournError."""
     async with _world(settings) as world:
         stop = _stop_on_signal()
+        vault = await unlocked(world.database, root_keys(settings), may_make=not settings.database_url)
         await _local_key(world)
-        async with _listening(world, stop.told) as url:
+        async with _listening(world, vault, stop.told) as url:
             if ready:
                 ready(url)
             if worker:
@@ -168,7 +171,7 @@ def new_id(prefix: str) -> str:
 @asynccontextmanager
 async def _world(settings: Settings) -> AsyncIterator[World]:
     logs.set_up(settings.log_level, settings.log_format)
-    _make_data_folder(settings.data_path)
+    make_data_folder(settings.data_path)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(settings))
         for name in await migrate(database):
@@ -188,7 +191,7 @@ async def _world(settings: Settings) -> AsyncIterator[World]:
         )
 
 
-def _make_data_folder(path: Path) -> None:
+def make_data_folder(path: Path) -> None:
     """Make the folder that only its owner can look into. Raises Invalid."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -231,13 +234,18 @@ async def _connected(server: Dsns | embedded.Cluster, options: Options, wait_s: 
         await asyncio.sleep(DATABASE_RETRY_S)
 
 
+def root_keys(settings: Settings) -> RootKeys:
+    """The root keys that this process was given. Raises Invalid."""
+    return RootKeys(settings.root_key, settings.root_key_path)
+
+
 def open_sandboxes(settings: Settings) -> Provider:
     """The sandboxes of this host."""
     return BwrapProvider(settings.data_path / "sandboxes")
 
 
 @asynccontextmanager
-async def _listening(world: World, stopping: asyncio.Event) -> AsyncIterator[str]:
+async def _listening(world: World, vault: Vault, stopping: asyncio.Event) -> AsyncIterator[str]:
     """The API on its socket; the URL to reach it."""
     settings = world.settings
     application = build(
@@ -246,10 +254,11 @@ async def _listening(world: World, stopping: asyncio.Event) -> AsyncIterator[str
             doorbell=world.doorbell,
             settings=settings,
             tools={name: tool.definition for name, tool in world.tools.items()},
+            vault=vault,
             models=world.models,
             price=_prices(settings).cost_micros,
             sandboxes=world.sandboxes,
-            host=_host(settings),
+            host=host_name(settings),
             now=now,
             stopping=stopping,
             new_id=new_id,
@@ -282,14 +291,14 @@ async def _listen(runner: web.AppRunner, settings: Settings) -> None:
 async def _work(world: World, stop: Stop) -> None:
     """Run a worker of this process until it is told to stop and has drained."""
     settings, ring = world.settings, world.doorbell.ring
-    worker_id = f"{_host(settings)}:{os.getpid()}:{secrets.token_hex(4)}"
+    worker_id = f"{host_name(settings)}:{os.getpid()}:{secrets.token_hex(4)}"
     async with AsyncExitStack() as stack:
         committer = await stack.enter_async_context(Committer(world.database, worker_id, ring))
         deltas = DeltaWriter(world.database, ring, flush_s=settings.delta_flush_ms / 1000)
         stack.push_async_callback(deltas.close)
         parts = Parts(
             worker_id=worker_id,
-            host=_host(settings),
+            host=host_name(settings),
             settings=settings,
             database=world.database,
             doorbell=world.doorbell,
@@ -307,7 +316,7 @@ async def _work(world: World, stop: Stop) -> None:
         await Worker(parts).run(stop)
 
 
-def _host(settings: Settings) -> str:
+def host_name(settings: Settings) -> str:
     return settings.host_name or socket.gethostname()
 
 

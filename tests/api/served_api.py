@@ -7,6 +7,7 @@ player    the worker
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -25,6 +26,8 @@ from sojourn.api.parts import (
     WORK_BELL,
     Api,
 )
+from sojourn.identity.roots import RootKeys
+from sojourn.identity.vault import unlocked
 from sojourn.loop.agent import Tool
 from sojourn.models.model import Endpoint
 from sojourn.sandboxes.sandbox import Provider
@@ -43,6 +46,8 @@ TOOLS = {
     "read_file": Tool(name="read_file", effect="read"),
     "wait_for_event": Tool(name="wait_for_event", effect="read", executor="event"),
 }
+ROOT = "c29qb3VybiBzb2pvdXJuIHNvam91cm4gc29qb3Vybi4="
+ROOTS = RootKeys(ROOT, Path("/nowhere"))
 CHANNELS = (RUN_BELL, DELTA_BELL, WORK_BELL, INBOX_BELL, WANTED_BELL, SCHEDULE_BELL, STOP_BELL)
 UNREACHED = Rates(runs=Limits(user=Rate(10**6, 1)))
 """Limits that are in force, and that no test reaches unknowingly."""
@@ -130,6 +135,7 @@ async def serve(
             doorbell=doorbell,
             settings=Settings(**{"rates": UNREACHED, **settings}),
             tools=TOOLS,
+            vault=await unlocked(database, ROOTS, may_make=False),
             models=Endpoints(),  # type: ignore[arg-type]
             price=lambda model, usage: None if "unpriced" in model else 1,
             sandboxes=sandboxes,

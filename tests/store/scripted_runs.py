@@ -23,6 +23,8 @@ from sojourn.store.deltas import DeltaWriter
 from sojourn.store.rows import Claimed, Commit, LedgerRow, NewRun, Release, ScheduleRow, StopOrder
 from sojourn.store.rows import Principal as Caller
 from sojourn.store.tenant import blobs, catalog, idempotency, issuers, keys, schedules, sessions
+from sojourn.store.vault import roots, sealed
+from sojourn.store.vault.sealed import Secret, Wrapped
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 AGENT = Agent(name="clerk", version=1, models=("sim:a",), tools=(Tool(name="look", effect="read"),))
@@ -221,6 +223,7 @@ async def furnish(database: Database, tenant: str) -> Caller:
     """Give a tenant with a row in every table."""
     caller = await enter(database, tenant)
     run_id = await submit(database, caller)
+    await roots.register(database, "0123456789abcdef")
     async with hired(database) as worker:
         hand = await worker.take_one()
         await hand.step(0)
@@ -232,6 +235,8 @@ async def furnish(database: Database, tenant: str) -> Caller:
             await blobs.use(conn, await blobs.put(conn, f"secret of {tenant}".encode(), bytes_max=100), run_id=run_id)
             await idempotency.begin(conn, "once", route="r", request_digest="d", ttl_s=60)
             await issuers.sealing(conn, seal.new())
+            key = Wrapped(tenant, "dk_1", await roots.current(conn) or "", bytes(60))
+            await sealed.add(conn, Secret("hook", 1, bytes(32), await sealed.offer(conn, key)))
             await issuers.trust(conn, seal.new()[0], "another")
             await schedules.create(conn, scheduled(caller), most=1)
             await schedules.made(conn, "nightly", run_id, AT)

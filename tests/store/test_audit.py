@@ -26,6 +26,7 @@ NOT_TOLD = {
     "health.py": "it only reads",
     "audit/reading.py": "it only reads",
     "tenant/admission.py": "a server opens its broker, by itself",
+    "vault/roots.py": "a server's first start names its root key, and makes none current later",
     "stops/orders.py": "it lends a transaction; the command that makes or lifts a stop tells it",
 }
 """What works with the owner's login and tells the audit log nothing, and why."""

@@ -3,15 +3,8 @@
 from sojourn.store.db import Connection, Database
 
 WITHOUT_TENANT = {
-    "worker",
-    "worker_lock",
-    "call_share",
-    "scope_key",
-    "hook_key",
-    "schema_migration",
-    "tidying",
-    "broker",
-}
+    "worker", "worker_lock", "call_share", "scope_key", "hook_key", "schema_migration", "tidying", "broker", "root_key",
+}  # fmt: skip
 ENGINE_SEES_ALL = {
     "tenant", "agent", "run", "inbox", "journal", "message", "ledger", "delta", "agent_spec", "session", "purge",
     "stop", "stopped_run",
@@ -23,7 +16,7 @@ TIDIED = {
 """What the doors of retention delete from."""
 KEYRING_SEES_ALL = {
     "tenant", "api_key", "seal_key", "trusted_issuer", "schedule", "stop", "rate", "idempotency", "agent", "audit",
-    "audit_head", *TIDIED,
+    "audit_head", "data_key", "secret", *TIDIED,
 }  # fmt: skip
 NOTHING_SAID = {"purge", "blob_use", "blob_tally"}
 SECRET_TO_DOORS = {"event", "body", "data", "items", "snapshot", "result", "input", "spec"}
@@ -32,10 +25,10 @@ FROM_DOORS_ALONE = {"api_key", "seal_key", "trusted_issuer", "audit", "audit_hea
 """What the API may read, and write through a door alone."""
 SERVERS_OWN = {
     ("worker", "sojourn_engine"), ("worker", "sojourn_keyring"), ("call_share", "sojourn_engine"),
-    ("worker_lock", "sojourn_engine"),
+    ("worker_lock", "sojourn_engine"), ("root_key", "sojourn_api"), ("root_key", "sojourn_keyring"),
     ("tidying", "sojourn_engine"), ("tidying", "sojourn_keyring"),
 }  # fmt: skip
-API_DELETES = {"idempotency", "schedule"}
+API_DELETES = {"idempotency", "schedule", "secret"}
 DEFINERS = {
     "scope": {"sojourn_api", "sojourn_engine"},
     "authenticate": {"sojourn_api"},
@@ -44,6 +37,10 @@ DEFINERS = {
     "found_tenant": {"sojourn_owner"},
     "sealing_key": {"sojourn_api"},
     "rotate_seal_key": {"sojourn_api"},
+    "signing_key": {"sojourn_api"},
+    "offer_signing_key": {"sojourn_api"},
+    "rotate_signing_key": {"sojourn_api"},
+    "end_keys": {"sojourn_engine"},
     "revoke_seal_key": {"sojourn_api"},
     "trust_issuer": {"sojourn_api"},
     "distrust_issuer": {"sojourn_api"},
@@ -118,7 +115,7 @@ async def _tables(conn: Connection) -> set[str]:
 async def _policies(conn: Connection) -> set[str]:
     found = await conn.fetch(
         """
-        select c.relname as name, p.polpermissive as permissive, p.polname as policy,
+        select c.relname as name, p.polpermissive as permissive, p.polname as policy, p.polcmd::text as what,
             coalesce(pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid)) as rule,
             array(select pg_get_userbyid(r) from unnest(p.polroles) as r) as roles
         from pg_policy p join pg_class c on c.oid = p.polrelid
@@ -128,6 +125,8 @@ async def _policies(conn: Connection) -> set[str]:
     for row in found:
         guarded = "( SELECT scope_tenant()" in row["rule"] or not row["permissive"]
         all_of = {"sojourn_engine": ENGINE_SEES_ALL, "sojourn_keyring": KEYRING_SEES_ALL}
+        if row["policy"] == "backup" and row["roles"] == ["sojourn_owner"] and row["what"] == "r":
+            continue  # it owns the tables, and may take the walls down
         for role in row["roles"]:
             expired = (row["name"], role, row["rule"]) == ("idempotency", "sojourn_engine", "(expires_at < now())")
             if not (guarded or expired or row["name"] in all_of.get(role, set())):

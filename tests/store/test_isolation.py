@@ -16,7 +16,7 @@ from sojourn.store.tenant import keys, sessions
 TABLES = [
     "tenant", "api_key", "agent", "agent_version", "agent_spec", "session", "run", "journal", "message", "ledger",
     "delta", "blob", "blob_use", "blob_tally", "idempotency", "seal_key", "trusted_issuer", "imported_run", "schedule",
-    "fire", "stop", "stopped_run", "audit", "audit_head",
+    "fire", "stop", "stopped_run", "audit", "audit_head", "data_key", "secret",
 ]  # fmt: skip
 
 
@@ -117,6 +117,8 @@ WRITES = {
     "imported_run": "insert into imported_run (tenant, run_id, rev, became) values ($1, 'run_x', 1, 'run_y')",
     "schedule": "insert into schedule (tenant, name, user_id, key_id, spec, since)"
     " select $1, 'new', scope_user(), (scope())[3], '{}', now()",
+    "data_key": "insert into data_key (tenant, id, root_key, wrapped) select $1, 'dk', id, ''::bytea from root_key",
+    "secret": "insert into secret (tenant, name, version, data_key, sealed) values ($1, 'new', 1, 'dk_1', '')",
     "fire": "insert into fire (tenant, id, schedule) values ($1, 'run_x', 'nightly')",
 }
 
@@ -144,6 +146,7 @@ CHANGES = [
     "update blob set kept_until = now(), look_at = now()",
     "update schedule set due_at = now(), spec = '{}'",
     "delete from schedule",
+    "delete from secret",
     "update stop set lifted_by = 'ann', lifted_at = now()",
 ]
 
@@ -197,6 +200,15 @@ REFUSED = [
     "select * from schema_migration",
     "select created_at from inbox",
     "select * from hook_key",
+    "select sealed from seal_key",
+    "select renew_scope_key()",
+    "select renew_hook_key('0')",
+    "select hook_fits('rival', 'run_1', '', '')",
+    "select end_keys()",
+    "insert into root_key (id) values ('0123456789abcdef')",
+    "update data_key set wrapped = wrapped",
+    "update secret set sealed = sealed",
+    "delete from data_key",
     "select hook_sign('rival', 'run_1')",
     "insert into api_key (tenant, id, hash, prefix, user_id, name, scopes) values ('acme', 'k', '', '', '', '', '{}')",
     "update api_key set revoked_at = null",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
+from sojourn.identity.vault import Vault
 from sojourn.loop.agent import Tool
 from sojourn.loop.messages import Usage
 from sojourn.models.model import Models
@@ -32,6 +33,7 @@ class Api:
     settings: Settings
     tools: Mapping[str, Tool]
     """The server tools that an agent may name."""
+    vault: Vault
     models: Models
     price: Callable[[str, Usage], int | None]
     """The cost of one call in micro-USD; None where the price of a model is not known."""

@@ -61,6 +61,8 @@ SECTIONS: dict[str, dict[str, str]] = {
         "stop": "stopping.stops",
         "stops": "stopping.stops",
         "lift": "stopping.stops",
+        "backup": "safekeeping.backups",
+        "restore": "safekeeping.backups",
         "simulate": "server",
         "version": "server",
     },

@@ -26,6 +26,7 @@ from sojourn.sandboxes.sandbox import (
     Exit,
     FileStat,
     Isolation,
+    Limits,
     Output,
     Snapshot,
     Spec,
@@ -136,6 +137,11 @@ class BwrapProvider:
         reply = await self._keeper.ask(protocol.Reap(alive=alive))
         assert isinstance(reply, protocol.Reaped)
         return reply.sessions
+
+    async def copy(self, session_id: str, limits: Limits) -> Snapshot | None:
+        """What a workspace holds now, whatever runs in it; None where there is none here. Raises OverLimit."""
+        folder = self._folder / protocol.WORKSPACES / _checked(session_id)
+        return await asyncio.to_thread(archive.pack, folder, limits) if folder.is_dir() else None
 
     def files(self, session_id: str) -> Workspace | None:
         """The files of a session whose sandbox need not be alive; None when there are none on this host."""

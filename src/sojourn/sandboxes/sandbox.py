@@ -198,6 +198,10 @@ class Provider(Protocol):
         """Name the sessions that have files on this host."""
         ...
 
+    async def copy(self, session_id: str, limits: Limits) -> Snapshot | None:
+        """What a workspace holds now, whatever runs in it; None where there is none here. Raises OverLimit."""
+        ...
+
     async def discard(self, session_id: str) -> None:
         """End what is left of a session on this host, and remove its files."""
         ...

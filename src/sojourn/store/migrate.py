@@ -145,6 +145,13 @@ async def _pending(connection: Connection, migrations: list[Migration]) -> list[
     return migrations[len(rows) :]
 
 
+async def lay(connection: Connection, migrations: list[Migration]) -> None:
+    """Apply files in the caller's transaction, for a database that is made of a backup."""
+    await connection.execute(TABLE)
+    for migration in migrations:
+        await _apply(connection, migration)
+
+
 async def _apply(connection: Connection, migration: Migration) -> None:
     """Run one file and write it down."""
     await connection.execute(migration.sql)

@@ -20,7 +20,7 @@ from sojourn.loop.moving import document
 from sojourn.store import runs
 from sojourn.store.db import Connection
 from sojourn.store.rows import RunFilter, SourceRun
-from sojourn.store.tenant import blobs, catalog, issuers, sessions
+from sojourn.store.tenant import blobs, catalog, sessions
 
 REST_S, REST_TRY_S = 45.0, 0.25
 """How long the files of a session may take from their host into the archive."""
@@ -71,7 +71,7 @@ async def exported(ask: Ask[Any, Any], connection: Connection, gathered: Gathere
     if missing := needed.keys() - kept.keys():
         raise BadSeal(f"Run {continuation.run_id} lacks the blob {min(missing)}.")
     _bounded(sum(blob.size_bytes for blob in kept.values()) * 4 // 3, ask.parts.settings.export_max_bytes)
-    issuer, secret = await issuers.sealing(connection, seal.new())
+    issuer, secret = await ask.parts.vault.signing_key(connection)
     export = document.Export(
         format=FORMAT,
         version=1,

@@ -11,7 +11,6 @@ from msgspec import Meta
 
 from sojourn.api.http.once import once
 from sojourn.api.route import Answer, Ask, Audited, Route
-from sojourn.identity import seal
 from sojourn.loop.moving.document import Issuer
 from sojourn.store.db import Connection
 from sojourn.store.rows import IssuerRow
@@ -56,7 +55,7 @@ async def rotate(ask: Ask[None, None]) -> Answer:
     """Sign with a new key."""
 
     async def work(connection: Connection) -> Answer:
-        await issuers.rotate(connection, seal.new())
+        await ask.parts.vault.rotate_signing_key(connection)
         return _page(await issuers.own(connection), status=201)
 
     return await once(ask, work)
@@ -117,6 +116,8 @@ def _page(rows: list[IssuerRow], *, status: int = 200) -> Answer:
     return Answer(status=status, body=SealsPage(data=data))
 
 
+VAULT = ("vault.root_key", "vault.damaged")
+
 ROUTES = (
     Route(
         method="GET",
@@ -138,6 +139,7 @@ ROUTES = (
         scope="admin:keys",
         audit=Audited(action="seal.rotate", subject=_newest),
         answers={201: (SealsPage, "All keys")},
+        refusals=VAULT,
         creates=True,
     ),
     Route(

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from sojourn.api.audit import acts
 from sojourn.api.continuations import gathering, landing
+from sojourn.api.continuations.issuers import VAULT
 from sojourn.api.http import transfer
 from sojourn.api.http.codes import WrongMedia
 from sojourn.api.http.once import once
@@ -143,6 +144,7 @@ ROUTES = (
             "continuation.too_large",
             "sandbox.busy",
             "auth.forbidden",
+            *VAULT,
             *UNREADABLE,
         ),
     ),

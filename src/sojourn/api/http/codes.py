@@ -133,6 +133,8 @@ CODES: Mapping[str, tuple[int, str]] = {
     "sandbox.busy": (503, "Too many requests wait for a sandbox to open."),
     "release.older": (503, "A newer release of Sojourn wrote this, and this server cannot read it."),
     "server.stopping": (503, "This server was told to stop."),
+    "vault.root_key": (503, "This server lacks the root key that a secret is under."),
+    "vault.damaged": (503, "A sealed secret does not open."),
     "store.unavailable": (503, "The database does not answer."),
     "store.pooler": (503, "The pooler before the database is not set up as Sojourn was told."),
     "store.full": (503, "The database's disk is full: what is there can be read, and nothing new is accepted."),

@@ -1,4 +1,4 @@
-"""`sojourn keys`: the API keys of your tenant.
+"""`sojourn keys`: the API keys of your tenant, and for the operator the installation's own keys.
 
 The rule: a key is shown once, when it is made, alone on standard output.
 """
@@ -10,6 +10,7 @@ from typing import Any
 from sojourn.cli.client import JSON_TYPE, segment
 from sojourn.cli.command import JSON, Command, Group, Shell, flag
 from sojourn.cli.commands.clock.times import ahead, seconds
+from sojourn.cli.commands.safekeeping.rotate import ROTATE
 from sojourn.cli.commands.server import DATA_DIR, served
 from sojourn.cli.exits import OK, USAGE, Stop
 from sojourn.cli.terminal import ago
@@ -93,7 +94,7 @@ def revoke(args: Namespace, shell: Shell) -> int:
 
 COMMANDS = {
     "keys": Group(
-        "Make, list, replace and revoke API keys",
+        "Make, list, replace and revoke API keys; renew the installation's own",
         {
             "create": Command(
                 "Make a key and print it, once",
@@ -123,6 +124,7 @@ COMMANDS = {
                 about=RECOVER,
                 examples=("sojourn keys recover", "sojourn keys recover --print"),
             ),
+            "rotate": ROTATE,
             "list": Command("List the keys", list_keys, flags=(JSON,), examples=("sojourn keys list",)),
             "replace": Command(
                 "Make a key's successor and print it, once",

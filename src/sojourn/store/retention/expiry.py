@@ -4,6 +4,7 @@
     rows       delete the rows of runs that are gone, ended so or deleted by a caller
     ledger     forget what was paid long ago
     blobs      delete what nothing names
+    keys       delete keys that were renewed, once nothing can use them
 
 The rule: each takes what nobody else holds and waits for nobody.
 """
@@ -16,6 +17,7 @@ SESSIONS = "select looked, sessions, runs from expire_sessions($1, $2)"
 ROWS = "select purge_runs($1)"
 LEDGER = "select expire_ledger($1, $2)"
 BLOBS = "select looked, gone from sweep_blobs($1, $2)"
+KEYS = "select end_keys()"
 COUNT = "update tidying set gone = gone + $2 where task = $1"
 
 SESSIONS_MAX, ROWS_MAX, BLOBS_MAX, BLOB_BYTES_MAX = 200, 2000, 100, 64 << 20
@@ -61,6 +63,12 @@ async def blobs(db: Database) -> Batch:
         gone = {"blobs": row["gone"]}
         await _count(engine, gone)
     return Batch(gone, row["looked"] > 0)
+
+
+async def keys(db: Database) -> Batch:
+    """Delete keys that were renewed."""
+    async with db.engine() as engine:
+        return Batch({"keys": await engine.fetchval(KEYS)}, more=False)
 
 
 async def _count(engine: Connection, gone: dict[str, int]) -> None:

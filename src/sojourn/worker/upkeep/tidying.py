@@ -28,6 +28,7 @@ async def tidy(parts: Parts) -> bool:
         partial(expiry.rows, database),
         partial(expiry.ledger, database, kept_days=settings.ledger_kept_days),
         partial(expiry.blobs, database),
+        partial(expiry.keys, database),
     )
     began, gone, more = time.monotonic(), dict[str, int](), False
     for work in works:

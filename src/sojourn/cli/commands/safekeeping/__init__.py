@@ -1,0 +1,1 @@
+"""What an operator does for the day on which something is lost or leaks: backup, restore, and new keys."""
