@@ -31,7 +31,7 @@ from sojourn.errors import Forbidden, Invalid, NotFound, StoreUnavailable
 from sojourn.identity.roots import RootKeys
 from sojourn.identity.vault import Vault, unlocked
 from sojourn.models.endpoints import Endpoints
-from sojourn.models.prices import Price, Prices
+from sojourn.models.prices import Prices, usd
 from sojourn.sandboxes.bwrap import BwrapProvider
 from sojourn.sandboxes.sandbox import Provider, Spec
 from sojourn.settings import Settings
@@ -326,7 +326,7 @@ def _calls_max(settings: Settings) -> dict[str, int]:
 
 def _prices(settings: Settings) -> Prices:
     own = {
-        name: Price.usd(price.input, price.output, cache_read=price.cache_read, cache_write=price.cache_write)
+        name: usd(price.input, price.output, cache_read=price.cache_read, cache_write=price.cache_write)
         for name, price in settings.prices.items()
     }
     return Prices(settings.endpoints, own=own, windows=settings.windows, window_default=settings.window_tokens_default)

@@ -6,9 +6,11 @@ The model's replies are drawn from the seed and the place, and from nothing else
 import hashlib
 from typing import Any
 
+from msgspec.structs import replace
+
 from sojourn.loop import events as ev
 from sojourn.loop.agent import Agent, Suspend, Tool, digest
-from sojourn.loop.budget import Limits
+from sojourn.loop.budget import Bill, Limits
 from sojourn.loop.continuation import Failure
 from sojourn.loop.effects import CallModel, CallTool
 from sojourn.loop.messages import Message, Text, ToolCall, Usage, observed
@@ -95,7 +97,8 @@ MOVES: dict[str, tuple[Wanted, ...]] = {
 STEPS = {"hr": 6, "accounts": 3, "clerk": 2}
 PRICE = 3
 HELD = 5
-"""Micro-USD: what a model call costs, and what is set aside for it."""
+LEAST = 2
+"""Micro-USD: what a model call costs, what is set aside for it, and what its request alone costs."""
 
 
 def draw(*place: object) -> int:
@@ -108,8 +111,8 @@ def think(seed: int, effect: CallModel, at: Any) -> ev.Replied | ev.ModelErred:
     agent = AGENTS[effect.agent]
     chance = draw(seed, effect.frame, effect.step, "fails") % 12
     if effect.attempt == 1 and (chance == 0 or (chance == 1 and effect.model == "sim:r")):
-        error = Failure("model.overloaded", "busy")
-        return effect.erred(at, error, retry=chance == 0, retry_after_s=5.0)
+        erred = effect.erred(at, Failure("model.overloaded", "busy"), retry=chance == 0, retry_after_s=5.0)
+        return replace(erred, bill=Bill(model=effect.model, usd_micros=LEAST, estimated=True)) if chance else erred
     moves, ends = MOVES[agent.name], effect.step >= STEPS[agent.name] - 1
     wanted = () if ends else moves[draw(seed, effect.frame, effect.step) % len(moves)]
     parts = tuple(ToolCall(f"call_{i}", name, args) for i, (name, args) in enumerate(wanted))

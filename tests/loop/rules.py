@@ -1,6 +1,6 @@
 """The rules of a continuation, each as one function over one committed event: what was, what happened, what is.
 
-`Audit` hears every committed event, keeps books of its own beside the machine, and names each rule that is broken.
+`Audit`, in audit.py, hears every committed event, keeps the books, and names each rule that is broken.
 Rule 16 (no secret anywhere) cannot be said of the pure machine, which never holds one: the gateway's canary shows it.
 Of 1, 9, 17 and 18 the machine's side is here; the worker, the store and the explorer show theirs.
 """
@@ -17,8 +17,7 @@ from sojourn.loop import events as ev
 from sojourn.loop.agent import digest
 from sojourn.loop.budget import Held, Limits, Spent
 from sojourn.loop.continuation import Call, Continuation, Frame, Wait, detach, frames, fresh, path, pending
-from sojourn.loop.machine import apply, begin, due, in_flight, link, phase, wake_at
-from sojourn.loop.messages import Usage
+from sojourn.loop.machine import apply, due, in_flight, link, phase, wake_at
 from sojourn.loop.step.decisions import refusal
 
 ROW_BYTES_MAX = 16_000
@@ -41,6 +40,10 @@ class Books:
     intents: Counter[str] = field(default_factory=Counter)
     keys: dict[str, str] = field(default_factory=dict)
     spent: dict[str, Spent] = field(default_factory=dict)
+    asked: dict[tuple[str, int, int], int] = field(default_factory=dict)
+    """The model calls that were announced and have no end yet, with what they cost at least."""
+    estimated: int = 0
+    """What calls cost that had no reply."""
     turns: Counter[str] = field(default_factory=Counter)
     closed: set[str] = field(default_factory=set)
     """Waits that were answered for good."""
@@ -293,6 +296,17 @@ def rule_18_a_row_does_not_grow_with_the_conversation(seen: Seen) -> bool:
     return once and len(row) <= ROW_BYTES_MAX + 2_000 * sum(1 for _ in every_call(seen.after.root))
 
 
+def rule_19_what_is_set_aside_for_a_call_is_settled_or_released(seen: Seen) -> bool:
+    """Every call that was announced is in flight, or ended by an event of its own that paid for it."""
+    flying = {
+        (lost.frame, lost.step, lost.attempt): lost.bill.usd_micros if lost.bill else 0
+        for lost in in_flight(seen.after, seen.after.updated_at)
+        if isinstance(lost, ev.ModelLost)
+    }
+    pins = [pin.model for pin in seen.after.prices]
+    return seen.books.asked == flying and len(set(pins)) == len(pins)
+
+
 Rule = Callable[[Seen], bool]
 RULES: dict[str, Rule] = {name: rule for name, rule in list(globals().items()) if name.startswith("rule_")}
 
@@ -303,97 +317,3 @@ class Broken(AssertionError):
     def __init__(self, rules: set[str], event: ev.Event) -> None:
         super().__init__(f"{sorted(rules)} broken by {event}")
         self.rules = {name[:7] if name.startswith("rule_") else name for name in rules}
-
-
-# ---- the auditor -----------------------------------------------------------------------------
-
-
-class Audit:
-    """Hears every committed event, in order, and folds the journal beside the machine's own snapshot."""
-
-    def __init__(self, first: ev.Began) -> None:
-        self.state = begin(first)
-        self.books = Books()
-        self.journal: list[ev.Event] = [first]
-
-    def hear(self, event: ev.Event) -> None:
-        """Take one event. Raises Broken, with the names of all rules that it broke."""
-        before, self.state = self.state, apply(AGENTS, self.state, event)
-        assert self.state is not before, ("an event that changes nothing is in the journal", event)
-        self.journal.append(event)
-        self._count(before, event)
-        seen = Seen(before, event, self.state, self.books)
-        if broken := {name for name, rule in RULES.items() if not rule(seen)}:
-            raise Broken(broken, event)
-        self._close(before, event)
-
-    def _count(self, before: Continuation, event: ev.Event) -> None:
-        """Write down what counts for the event itself."""
-        self._age(before, event)
-        match event:
-            case ev.Replied(frame=place, message=message):
-                usage, cost = (message and message.usage) or Usage(), event.usd_micros or 0
-                self._charge(place, steps=1, input_tokens=usage.prompt, output_tokens=usage.output, usd_micros=cost)
-                self.books.turns[place] += 1
-                self._grants_used(place)
-            case ev.Intended(attempt=1, call=uid):
-                self._charge(uid.rpartition("/")[0] or "/", tool_calls=1)
-            case ev.Decided():
-                self._decided(before, event)
-
-    def _age(self, before: Continuation, event: ev.Event) -> None:
-        passed_ms = int(max(0.0, (event.at - before.updated_at).total_seconds()) * 1000)
-        busy: set[str] = set()
-        for lost in in_flight(before, before.updated_at):
-            place = lost.frame if isinstance(lost, ev.ModelLost) else lost.call.rpartition("/")[0] or "/"
-            busy |= set(_above(place))
-        for place in busy:
-            self._add(place, active_ms=passed_ms)
-
-    def _charge(self, place: str, **more: int) -> None:
-        for above in _above(place):
-            self._add(above, **more)
-
-    def _add(self, place: str, **more: int) -> None:
-        old = self.books.spent.get(place, Spent())
-        new = {name: getattr(old, name) + n for name, n in more.items()}
-        self.books.spent[place] = msgspec.structs.replace(old, **new)
-
-    def _grants_used(self, place: str) -> None:
-        """Find the calls that were let run though the policy asks, and nobody was asked."""
-        for call in every_call(self.state.root):
-            new = call.uid not in self.books.uids and call.uid.rpartition("/")[0] == place.rstrip("/")
-            asked = call.gate is not None and call.gate.verdict == "ask" and call.state != "cancelled"
-            if new and asked and (call.wait is None or call.wait.kind != "approval"):
-                self.books.granted[place] -= 1
-                self.books.used.add(call.uid)
-
-    def _decided(self, before: Continuation, event: ev.Decided) -> None:
-        wait = next((wait for wait in pending(before) if wait.id == event.wait), None)
-        if wait is None:
-            return
-        if wait.call is None:
-            self.books.turns[wait.frame] *= event.decision != "approve"
-        elif event.decision == "retry":
-            self.books.retries[wait.call] += 1
-        elif event.decision in ("approve", "edit"):
-            shown = digest(event.args) if event.decision == "edit" else wait.args_digest or ""
-            self.books.yes[wait.call] = shown
-            self.books.voters[wait.call, shown].add(event.by)
-            if event.grant is not None:
-                self.books.granted[wait.frame] += event.grant.count
-
-    def _close(self, before: Continuation, event: ev.Event) -> None:
-        """Write down what must not come again."""
-        if isinstance(event, ev.Intended):
-            self.books.intents[event.call] = event.attempt
-        open_now = {wait.id for wait in pending(self.state)}
-        self.books.closed |= {wait.id for wait in pending(before)} - open_now
-        self.books.uids |= {call.uid for call in every_call(self.state.root)}
-        self.books.places |= {(frame, slot) for frame, slot, _ in fresh(before, self.state)}
-
-
-def _above(place: str) -> list[str]:
-    """A frame and all above it."""
-    parts = place.strip("/").split("/") if place != "/" else []
-    return ["/", *("/" + "/".join(parts[: n + 1]) for n in range(len(parts)))]

@@ -5,12 +5,14 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace
+from tests.loop import world
 from tests.loop.company import FORGED
 from tests.loop.world import World
 
 from sojourn.loop import machine
-from sojourn.loop.budget import Room
+from sojourn.loop.budget import Pin, Room
 from sojourn.loop.continuation import Attempt, Frame, ToolRef
+from sojourn.loop.events import ModelLost
 from sojourn.loop.messages import said
 from sojourn.loop.step import budgets, calls, decisions, ending, pauses, replies, waits
 
@@ -26,7 +28,7 @@ class Bug(NamedTuple):
 
 settle, finish, intend, settle_call, lose = ending.settle, calls.finish, calls.intend, ending._settle_call, calls.lose
 put, charged, open_call, decide_frame = decisions.put, budgets._charged, calls.open_call, decisions._decide_frame
-refusal, again = decisions.refusal, replies.again
+refusal, again, charge = decisions.refusal, replies.again, budgets.charge
 numbers = itertools.count()
 
 
@@ -130,6 +132,14 @@ def seals_with_any_time(before: Any, after: Any, event: Any) -> Any:
     return replace(after, rev=before.rev + 1, head=machine.link(before.head, event), updated_at=event.at)
 
 
+def forgets_lost_calls(continuation: Any, event: Any) -> Any:
+    return continuation if isinstance(event, ModelLost) else charge(continuation, event)
+
+
+def prices_every_call(continuation: Any, event: Any) -> Any:
+    return replace(continuation, prices=(*continuation.prices, Pin(event.model, event.tariff)))
+
+
 BUGS = {
     "a sub-agent that failed is not told to its parent": Bug({"rule_01"}, ending, "_settle_call", tells_no_parent),
     "a pool stops its frame too late to be told": Bug({"rule_01"}, budgets, "bound", settles_before_it_stops),
@@ -167,5 +177,8 @@ BUGS = {
     "users are heard in the middle of a step": Bug(
         {"rule_18", "rule_08", "rule_02"}, budgets, "settle", hears_in_the_middle_of_a_step
     ),
+    "a call that is given up is forgotten": Bug({"rule_19"}, world, "given_up", lambda before, after, event: ()),
+    "a lost call costs nothing": Bug({"rule_11"}, budgets, "charge", forgets_lost_calls),
+    "every call is priced anew": Bug({"rule_19"}, budgets, "pinned", prices_every_call),
     "a row keeps all that came back": Bug({"rule_18"}, calls, "finish", keeps_results_in_the_row),
 }  # fmt: skip

@@ -10,18 +10,20 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 from msgspec.structs import replace
-from tests.loop.company import AGENTS, HELD, INITIATOR, ROOT, act, think
-from tests.loop.rules import Audit, Broken
+from tests.loop.audit import Audit
+from tests.loop.company import AGENTS, HELD, INITIATOR, LEAST, ROOT, act, think
+from tests.loop.rules import Broken
 
 from sojourn.loop import events as ev
 from sojourn.loop.agent import Suspend, ref
-from sojourn.loop.budget import Held, Limits
+from sojourn.loop.budget import Bill, Held, Limits, Price, Tariff
 from sojourn.loop.continuation import Continuation, Principal, attach, detach, fresh
 from sojourn.loop.effects import CallModel, Effect
-from sojourn.loop.machine import apply, begin, due, in_flight, wake_at
-from sojourn.loop.messages import Message, said
+from sojourn.loop.machine import apply, begin, due, given_up, in_flight, wake_at
+from sojourn.loop.messages import Message, Usage, said
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
+TARIFF = Tariff(Price(1, 1, 1, 1))
 COMMANDS = (ev.Said, ev.Paused, ev.Turned, ev.Noted)
 """What is delivered once because its inbox row goes in the commit that takes it; all else may be delivered again."""
 
@@ -179,15 +181,18 @@ class Worker:
     def _announcement(self, effect: Effect) -> ev.Event:
         if isinstance(effect, CallModel):
             held = Held(output_tokens=2, usd_micros=HELD)
-            return effect.announced(self.world.now(), held)
+            least = Bill(model=effect.model, usage=Usage(input=LEAST), usd_micros=LEAST, estimated=True)
+            return effect.announced(self.world.now(), held, least=least, tariff=TARIFF)
         return effect.announced(self.world.now())
 
     def _take(self, event: ev.Event, events: list[ev.Event]) -> bool:
         after = apply(AGENTS, self.state, event)
         changed = after is not self.state
         if changed:
-            events.append(event)
-        self.state = after
+            lost = given_up(self.state, after, event)
+            for one in (*lost, event):
+                self.state = apply(AGENTS, self.state, one)
+            events += (*lost, event)
         return changed
 
     @staticmethod

@@ -24,7 +24,7 @@ from sojourn.models.estimate import (
 from sojourn.models.kept import Transcripts
 from sojourn.models.model import Endpoint, Request
 from sojourn.models.openai import OPENAI
-from sojourn.models.prices import Price, Prices
+from sojourn.models.prices import Prices, usd
 
 SOURCE = Source(dialect="openai", provider="openai", model="gpt-5")
 
@@ -94,10 +94,10 @@ def test_a_reply_is_bounded_or_assumed_and_thoughts_come_on_top() -> None:
 
 def test_a_call_is_priced_as_if_nothing_were_cached() -> None:
     endpoint = Endpoint(name="p", dialect="openai", base_url="http://x")
-    prices = Prices([endpoint], own={"p:m": Price.usd(1, 10, cache_read=0.1, cache_write=2)})
+    prices = Prices([endpoint], own={"p:m": usd(1, 10, cache_read=0.1, cache_write=2)})
     request = asked(said("u", "x" * 3000), model="m", params=Params(max_output_tokens=100))
     tokens = input_tokens(request)
-    assert call_ceiling(request, "p:m", prices) == Held(
+    assert call_ceiling(request, prices.tariff("p:m")) == Held(
         input_tokens=tokens, output_tokens=100, usd_micros=tokens * 2 + 1000
     )
-    assert call_ceiling(request, "p:other", prices).usd_micros == 0
+    assert call_ceiling(request, prices.tariff("p:other")).usd_micros == 0

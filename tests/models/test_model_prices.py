@@ -4,7 +4,7 @@ import pytest
 
 from sojourn.loop.messages import Usage
 from sojourn.models.model import Endpoint
-from sojourn.models.prices import WINDOW_TOKENS, Price, Prices
+from sojourn.models.prices import WINDOW_TOKENS, Price, Prices, usd
 
 OPENAI = Endpoint(name="openai", dialect="openai", base_url="https://api.openai.com/v1")
 ANTHROPIC = Endpoint(name="anthropic", dialect="anthropic", base_url="https://api.anthropic.com")
@@ -15,8 +15,8 @@ MANY = Usage(input=1_000_000, cache_read=1_000_000, cache_write=1_000_000, outpu
 
 @pytest.fixture(scope="module")
 def prices() -> Prices:
-    own = {"local:*": Price.usd(0.1, 0.2), "local:big": Price.usd(1, 2, cache_read=0.25, cache_write=3)}
-    return Prices((OPENAI, ANTHROPIC, GOOGLE, LOCAL), own=own | {"openai:gpt-5": Price.usd(7, 7)})
+    own = {"local:*": usd(0.1, 0.2), "local:big": usd(1, 2, cache_read=0.25, cache_write=3)}
+    return Prices((OPENAI, ANTHROPIC, GOOGLE, LOCAL), own=own | {"openai:gpt-5": usd(7, 7)})
 
 
 @pytest.mark.parametrize(
@@ -67,21 +67,23 @@ def test_a_server_of_ones_own_is_not_billed_as_a_famous_one() -> None:
 
 
 def test_dollars_are_taken_exactly() -> None:
-    assert Price.usd(0.1, 0.3) == Price(100_000, 300_000, 100_000, 100_000)
-    assert Price.usd(0.0000001, 0) == Price(1, 0, 1, 1)
+    assert usd(0.1, 0.3) == Price(100_000, 300_000, 100_000, 100_000)
+    assert usd(0.0000001, 0) == Price(1, 0, 1, 1)
 
 
 def test_a_ceiling_takes_the_dearest_kind_and_tier_of_input(prices: Prices) -> None:
-    assert prices.ceiling_micros("local:big", input_tokens=1_000_000, output_tokens=1_000_000) == 5_000_000
-    assert prices.ceiling_micros("openai:gpt-4o", input_tokens=1_000_000, output_tokens=0) == 2_500_000
-    low, high = (prices.ceiling_micros("g:gemini-2.5-pro", input_tokens=n, output_tokens=0) for n in (200_000, 200_001))
-    assert low is not None and high is not None and high > 1.9 * low
-    assert prices.ceiling_micros("nowhere:m", input_tokens=1, output_tokens=1) is None
+    big, gpt, gemini = map(prices.tariff, ("local:big", "openai:gpt-4o", "g:gemini-2.5-pro"))
+    assert big and gpt and gemini
+    assert big.ceiling_micros(input_tokens=1_000_000, output_tokens=1_000_000) == 5_000_000
+    assert gpt.ceiling_micros(input_tokens=1_000_000, output_tokens=0) == 2_500_000
+    low, high = (gemini.ceiling_micros(input_tokens=n, output_tokens=0) for n in (200_000, 200_001))
+    assert high > 1.9 * low
+    assert prices.tariff("nowhere:m") is None
 
 
 def test_a_window_is_the_operators_or_the_tables_or_the_default() -> None:
     windows = {"local:small": 8_192, "local:*": 32_768, "openai:gpt-4o": 1_000}
-    prices = Prices((OPENAI, ANTHROPIC, LOCAL), own={"anthropic:*": Price.usd(1, 1)}, windows=windows, window_default=7)
+    prices = Prices((OPENAI, ANTHROPIC, LOCAL), own={"anthropic:*": usd(1, 1)}, windows=windows, window_default=7)
     assert prices.window("anthropic:claude-sonnet-4-5-20250929") == 200_000  # a price of one's own hides no window
     assert prices.window("openai:gpt-4o-mini") == 128_000
     assert prices.window("openai:gpt-4o") == 1_000

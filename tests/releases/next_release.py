@@ -13,8 +13,12 @@ import sojourn
 EDITS = {
     "__init__.py": (('__version__ = "', '__version__ = "99.'),),
     "loop/moving/levels.py": (
-        ("LEVEL: Final = 0", "LEVEL: Final = 1"),
-        ("    return 0", "    return int(type(value).__name__ == 'Cheered' or getattr(value, 'cheers', 0) > 0)"),
+        ("LEVEL: Final = 1", "LEVEL: Final = 2"),
+        (
+            "    if not isinstance(value, Continuation):",
+            "    if type(value).__name__ == 'Cheered' or getattr(value, 'cheers', 0) > 0:\n        return 2\n"
+            "    if not isinstance(value, Continuation):",
+        ),
     ),
     "loop/events.py": (
         (

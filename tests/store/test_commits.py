@@ -346,8 +346,9 @@ async def test_an_unknown_price_makes_the_sum_unknown(database: Database) -> Non
     async with database.scoped(caller.handle) as conn:
         assert (await runs.get(conn, hand.run_id)).usd_micros is None
         assert [line.usd_micros for line in await usage.ledger(conn, hand.run_id)] == [5, None, 7]
-        (total,) = await usage.totals(conn, since=AT, until=AT + timedelta(days=1))
-        assert (total.calls, total.usd_micros, total.model) == (3, None, "sim:a")
+        total, (group,) = await usage.totals(conn, (AT, AT + timedelta(days=1)), by=("model",))
+        assert (total.calls, total.unpriced_calls, total.usd_micros) == (3, 1, 12)
+        assert group == replace(total, keys=("sim:a",))
 
 
 async def test_extended_limits_show_in_lists(database: Database) -> None:

@@ -10,6 +10,7 @@ from scripted_runs import AGENT, Hand, Worker, asked, enter, hired, new_run, soo
 
 from sojourn.errors import NotFound, QueueFull
 from sojourn.loop.agent import Agent
+from sojourn.loop.moving.levels import LEVEL
 from sojourn.store import health, queue, runs
 from sojourn.store.db import Database
 from sojourn.store.rows import Principal, Release
@@ -115,10 +116,10 @@ async def test_a_run_is_left_to_workers_that_can_read_it(database: Database) -> 
     newer, older = await submit(database, caller, priority=9), await submit(database, caller)
     async with database.migrator() as owner:
         await owner.execute("alter table run no force row level security")
-        await owner.execute("update run set needs = 1 where id = $1", newer)
+        await owner.execute("update run set needs = $2 where id = $1", newer, LEVEL + 1)
     async with hired(database) as worker, database.engine() as engine:
         assert [one.run_id for one in await queue.claim(database, worker.id, 2)] == [older]
-        assert await engine.fetchval("select reads from worker") == 0
+        assert await engine.fetchval("select reads from worker") == LEVEL
 
 
 # ---- limits ----------------------------------------------------------------------------------

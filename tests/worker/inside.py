@@ -18,6 +18,7 @@ from tests.store.scripted_runs import enter, submit
 
 from sojourn.loop import events as ev
 from sojourn.loop.agent import Agent, Tool
+from sojourn.loop.budget import Price, Tariff
 from sojourn.loop.continuation import Continuation
 from sojourn.loop.messages import Message, Source, Text, ToolCall, Usage, said
 from sojourn.loop.policy import Policy, Rule
@@ -95,15 +96,12 @@ class Late(Committer):
 
 
 class SevenEach:
-    """Prices: every call costs 7 micro-USD, and every model has the window of `tokens`."""
+    """Prices: a call of one token in and one out costs 7 micro-USD, and every model has the window of `tokens`."""
 
     tokens = 1_000_000
 
-    def cost_micros(self, reference: str, usage: Usage) -> int:
-        return 7
-
-    def ceiling_micros(self, reference: str, *, input_tokens: int, output_tokens: int) -> int:
-        return 7
+    def tariff(self, reference: str) -> Tariff:
+        return Tariff(Price(3_500_000, 3_500_000, 0, 0))
 
     def window(self, reference: str) -> int:
         return self.tokens

@@ -41,7 +41,11 @@ def nobody(reference: str) -> Any:
 async def test_mail_that_comes_during_a_commit_is_taken_once_and_read_off_the_inbox() -> None:
     run, committer = Run(), Committer()
     parts: Any = SimpleNamespace(
-        now=run.at, committer=committer, models=SimpleNamespace(resolve=nobody), tenure=lasting()
+        now=run.at,
+        committer=committer,
+        models=SimpleNamespace(resolve=nobody),
+        prices=SimpleNamespace(tariff=lambda _: None),
+        tenure=lasting(),
     )
     claimed: Any = SimpleNamespace(tenant="t", run_id="run_1", fence=1, claims=1)
     drive = committer.drive = Drive(parts, claimed, Opened(continuation=run.state, agents={}), run.agents)

@@ -1,6 +1,7 @@
 """Mail that comes between a worker's last look and the commit that would end its run: what is accepted is heard."""
 
 import pytest
+from tests.conftest import until
 from tests.worker.inside import DONE, Caller, Late, Thinker, agent, now, working
 
 from sojourn.loop import events as ev
@@ -111,7 +112,10 @@ async def test_an_approval_that_arrives_before_the_suspension_is_committed(datab
 async def test_mail_that_cannot_be_read_stops_its_own_run_alone(database: Database) -> None:
     caller = await Caller.of(database)
 
+    spoilt: list[str] = []
+
     async def spoil(run_id: str) -> None:
+        spoilt.append(run_id)
         async with database.scoped(caller.principal.handle) as conn:
             insert = "with i as (insert into inbox (tenant, run_id, event) values ('acme', $1, $2) returning id)"
             await conn.execute(
@@ -121,6 +125,7 @@ async def test_mail_that_cannot_be_read_stops_its_own_run_alone(database: Databa
     async with working(database, Thinker("first"), None) as worker:
         late(worker, "completed").moments = [spoil]
         bad = await caller.run(agent(), worker)
+        await until(lambda: spoilt == [bad])
         await caller.until(bad, "queued")
         good = await caller.run(agent(), worker)
         await caller.until(good, "completed")

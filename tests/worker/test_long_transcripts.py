@@ -92,7 +92,7 @@ async def test_a_long_run_is_told_shorter_and_keeps_its_transcript(database: Dat
     async with database.scoped(caller.principal.handle) as conn:
         ledger = await usage.ledger(conn, run_id)
     assert len(ledger) == STEPS + 1 + (len(told) if notes else 0), "notes are paid for, once"
-    assert row.usd_micros == 7 * len(ledger)
+    assert row.usd_micros == sum(line.usd_micros or 0 for line in ledger) > 7 * len(ledger)
 
 
 async def test_a_provider_with_a_smaller_window_than_we_thought_is_asked_again(database: Database) -> None:

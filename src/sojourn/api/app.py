@@ -37,6 +37,7 @@ from sojourn.api.schedules import routes as schedules
 from sojourn.api.sessions import files
 from sojourn.api.sessions import routes as sessions
 from sojourn.api.stops import routes as stops
+from sojourn.api.usage import routes as usage
 from sojourn.identity.callers import Callers
 from sojourn.identity.tokens import Tokens
 
@@ -105,6 +106,7 @@ def served() -> tuple[Route, ...]:
         *resource.ROUTES,
         *stops.ROUTES,
         *audit.ROUTES,
+        *usage.ROUTES,
         *health.routes(),
         *metrics.ROUTES,
     )

@@ -167,9 +167,9 @@ def tokens(usage: Mapping[str, Any]) -> str:
 
 
 def money(cost: Mapping[str, Any] | None) -> str:
-    """A cost {usd}, or that it is not known."""
-    usd = (cost or {}).get("usd")
-    return "cost unknown" if usd is None else f"${usd}"
+    """A cost {usd}, about so much where some of it is estimated, or that it is not known."""
+    usd, about = (cost or {}).get("usd"), "~" if (cost or {}).get("estimated") else ""
+    return "cost unknown" if usd is None else f"{about}${usd}"
 
 
 def duration(seconds: float) -> str:

@@ -19,6 +19,7 @@ SCOPES: Mapping[str, str] = {
     "approvals:read": "See what waits for a person.",
     "approvals:decide": "Answer what waits for a person.",
     "budgets:raise": "Raise the limits of a run that has used them up.",
+    "usage:read": "See what all users of the tenant paid for models.",
     "admin:keys": "See, make and revoke the tenant's API keys and signing keys, and say whose exports are let in.",
     "admin:runs": "See dead letters, and let them out of quarantine.",
     "admin:stop": "Stop runs, sessions, agents, users and the tenant, and lift such stops.",

@@ -14,16 +14,17 @@ For a program with a loop of its own, this is all of it:
     phase(agents, run), pending(run), wake_at(run)      where it stands, which questions are open, when to look again
     refusal(agents, run, decided)                       why a decision is not taken, if it is not
     in_flight(run, at)                                  what a process that died has left, as the events that say so
+    given_up(run, after, event)                         the model calls that an event ends, as the events to apply first
     dumps(run, agents), loads(text)                     a run as the text of one file
 """
 
 from sojourn.loop import events
 from sojourn.loop.agent import Agent, Params, Suspend, Tool, digest, ref
-from sojourn.loop.budget import Held, Limits
+from sojourn.loop.budget import Bill, Held, Limits, Price, Tariff
 from sojourn.loop.continuation import Call, Continuation, Failure, Frame, Principal, Wait, frames, pending
 from sojourn.loop.effects import CallModel, CallTool, Effect
 from sojourn.loop.files import Kept, dumps, loads
-from sojourn.loop.machine import apply, begin, due, in_flight, phase, wake_at
+from sojourn.loop.machine import apply, begin, due, given_up, in_flight, phase, wake_at
 from sojourn.loop.messages import (
     File,
     Image,
@@ -44,6 +45,7 @@ from sojourn.loop.step.decisions import refusal
 __all__ = [
     "Agent",
     "Asking",
+    "Bill",
     "Call",
     "CallModel",
     "CallTool",
@@ -61,11 +63,13 @@ __all__ = [
     "Native",
     "Params",
     "Policy",
+    "Price",
     "Principal",
     "Reasoning",
     "Rule",
     "Source",
     "Suspend",
+    "Tariff",
     "Text",
     "Tool",
     "ToolCall",
@@ -79,6 +83,7 @@ __all__ = [
     "dumps",
     "events",
     "frames",
+    "given_up",
     "in_flight",
     "loads",
     "observed",

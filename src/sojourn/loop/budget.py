@@ -1,7 +1,7 @@
-"""What a run may use and has used, counted over the whole tree of frames.
+"""What a run may use and has used, counted over the whole tree of frames, and at which prices.
 
-The machine charges it with every event. The rule: it is checked before something begins, so a limit is never passed by
-more than what was in flight.
+The machine charges it with every event. The rules: it is checked before something begins, so a limit is never passed by
+more than what was in flight; and a price that is not known is None and never zero.
 """
 
 from typing import Literal
@@ -11,6 +11,7 @@ import msgspec
 from sojourn.loop.messages import Plain, Usage
 
 OnExhaust = Literal["fail", "suspend"]
+_MILLION = 1_000_000
 
 
 class Limits(Plain, frozen=True, kw_only=True):
@@ -26,6 +27,67 @@ class Limits(Plain, frozen=True, kw_only=True):
     on_exhaust: OnExhaust = "fail"
 
 
+# ---- prices ----------------------------------------------------------------------------------
+
+
+class Price(msgspec.Struct, frozen=True, array_like=True):
+    """Micro-USD for a million tokens of each kind."""
+
+    input: int
+    output: int
+    cache_read: int
+    cache_write: int
+
+    def cost_micros(self, usage: Usage) -> int:
+        """Multiply, and round up."""
+        spent = (
+            usage.input * self.input
+            + usage.output * self.output
+            + usage.cache_read * self.cache_read
+            + usage.cache_write * self.cache_write
+        )
+        return -(-spent // _MILLION)
+
+
+class Tariff(Plain, frozen=True):
+    """What a model costs: a price, and dearer ones for long prompts."""
+
+    price: Price
+    tiers: tuple[tuple[int, Price], ...] = ()
+    """A prompt of more tokens than the first costs the second, all of it."""
+
+    def cost_micros(self, usage: Usage) -> int:
+        """Price one call."""
+        price = next((price for start, price in reversed(self.tiers) if usage.prompt > start), self.price)
+        return price.cost_micros(usage)
+
+    def ceiling_micros(self, *, input_tokens: int, output_tokens: int) -> int:
+        """Price the dearest call of this size: nothing is read from the cache, and all that is new is written to it."""
+        plain = self.cost_micros(Usage(input=input_tokens, output=output_tokens))
+        return max(plain, self.cost_micros(Usage(cache_write=input_tokens, output=output_tokens)))
+
+
+class Pin(Plain, frozen=True):
+    """What a model, `provider:model`, costs a run from its first call on, whatever becomes of the operator's prices."""
+
+    model: str
+    tariff: Tariff
+
+
+class Bill(Plain, frozen=True, kw_only=True):
+    """What one call to a model, `provider:model`, cost."""
+
+    model: str
+    usage: Usage = Usage()
+    usd_micros: int | None = None
+    """None where the price is not known."""
+    estimated: bool = False
+    """The provider gave no whole count: the call was cut, or it never counts."""
+
+
+# ---- what is used ----------------------------------------------------------------------------
+
+
 class Spent(Plain, frozen=True, kw_only=True):
     """What a run used so far."""
 
@@ -36,6 +98,10 @@ class Spent(Plain, frozen=True, kw_only=True):
     usd_micros: int = 0
     active_ms: int = 0
     usage: Usage = Usage()
+    estimated: int = 0
+    """So many calls are in it by an estimate: they gave no count."""
+    unpriced: int = 0
+    """So many calls are not in `usd_micros`: nobody told their price."""
 
 
 class Held(Plain, frozen=True, kw_only=True):
@@ -84,19 +150,17 @@ class Room(Plain, frozen=True, kw_only=True):
         return None
 
 
-def charge_step(spent: Spent, usage: Usage, usd_micros: int) -> Spent:
-    """Add one model reply."""
-    return msgspec.structs.replace(charge_tokens(spent, usage, usd_micros), steps=spent.steps + 1)
-
-
-def charge_tokens(spent: Spent, usage: Usage, usd_micros: int) -> Spent:
-    """Add what was paid for without a step."""
+def charge(spent: Spent, bill: Bill, *, steps: int = 0) -> Spent:
+    """Add what one call to a model cost."""
     return msgspec.structs.replace(
         spent,
-        input_tokens=spent.input_tokens + usage.prompt,
-        output_tokens=spent.output_tokens + usage.output,
-        usd_micros=spent.usd_micros + usd_micros,
-        usage=spent.usage + usage,
+        steps=spent.steps + steps,
+        input_tokens=spent.input_tokens + bill.usage.prompt,
+        output_tokens=spent.output_tokens + bill.usage.output,
+        usd_micros=spent.usd_micros + (bill.usd_micros or 0),
+        usage=spent.usage + bill.usage,
+        estimated=spent.estimated + bill.estimated,
+        unpriced=spent.unpriced + (bill.usd_micros is None),
     )
 
 

@@ -17,7 +17,7 @@ from typing import Literal
 from msgspec.structs import replace
 
 from sojourn.loop.agent import AgentRef, EffectClass, Executor, Suspend
-from sojourn.loop.budget import Held, Limits, Spent
+from sojourn.loop.budget import Bill, Held, Limits, Pin, Spent
 from sojourn.loop.messages import Message, Plain
 from sojourn.loop.policy import Asking, Gate
 
@@ -173,6 +173,8 @@ class Turn(Plain, frozen=True, kw_only=True):
     sent: bool = False
     held: Held = Held()
     """What is set aside for the attempt that is in flight."""
+    least: Bill | None = None
+    """What its request alone costs: charged where nothing more becomes known of it."""
     failures: int = 0
     """Failed attempts in a row on this model."""
     not_before: datetime | None = None
@@ -256,6 +258,8 @@ class Continuation(Plain, frozen=True, kw_only=True):
     updated_at: datetime
     limits: Limits = Limits()
     spent: Spent = Spent()
+    prices: tuple[Pin, ...] = ()
+    """Those of the models that it asked so far."""
     suspend: Suspend = Suspend()
     """Rules of this run, for its root frame, beside those of the agent."""
     wait: Wait | None = None

@@ -6,10 +6,10 @@ The events that announce and answer an effect are made from it here, so that the
 from datetime import datetime
 
 from sojourn.loop.agent import EffectClass
-from sojourn.loop.budget import Held, Room
+from sojourn.loop.budget import Bill, Held, Room, Tariff
 from sojourn.loop.continuation import Compaction, Failure
 from sojourn.loop.events import Intended, ModelAsked, ModelErred, Replied, Returned
-from sojourn.loop.messages import Message, Plain, observed
+from sojourn.loop.messages import Message, Plain, Usage, observed
 
 
 class CallModel(Plain, frozen=True, kw_only=True, tag="call_model"):
@@ -28,15 +28,32 @@ class CallModel(Plain, frozen=True, kw_only=True, tag="call_model"):
     """The position of what the frame was asked to do."""
     room: Room = Room()
     """What it may cost."""
+    tariff: Tariff | None = None
+    """What the model costs this run, once it was asked."""
 
-    def announced(self, at: datetime, held: Held | None = None) -> ModelAsked:
-        """Say that it is about to be made; `held` is what it may cost."""
+    def announced(
+        self, at: datetime, held: Held | None = None, *, least: Bill | None = None, tariff: Tariff | None = None
+    ) -> ModelAsked:
+        """Say that it is about to be made: what it may cost, what it costs at least, and the price where it is new."""
         return ModelAsked(
-            at=at, frame=self.frame, step=self.step, attempt=self.attempt, model=self.model, held=held or Held()
+            at=at,
+            frame=self.frame,
+            step=self.step,
+            attempt=self.attempt,
+            model=self.model,
+            held=held or Held(),
+            least=least,
+            tariff=tariff,
         )
 
     def replied(
-        self, at: datetime, message: Message, *, usd_micros: int | None = None, first_token_ms: int | None = None
+        self,
+        at: datetime,
+        message: Message,
+        *,
+        usd_micros: int | None = None,
+        estimate: Usage | None = None,
+        first_token_ms: int | None = None,
     ) -> Replied:
         """Say what the model answered."""
         return Replied(
@@ -46,6 +63,7 @@ class CallModel(Plain, frozen=True, kw_only=True, tag="call_model"):
             attempt=self.attempt,
             message=message,
             usd_micros=usd_micros,
+            estimate=estimate,
             first_token_ms=first_token_ms,
         )
 

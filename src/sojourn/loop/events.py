@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from sojourn.loop.agent import AgentRef, Suspend
-from sojourn.loop.budget import Held, Limits, Spent
+from sojourn.loop.budget import Bill, Held, Limits, Spent, Tariff
 from sojourn.loop.continuation import (
     Compaction,
     Decision,
@@ -74,6 +74,10 @@ class ModelAsked(Plain, frozen=True, kw_only=True, tag="model_asked"):
     model: str
     held: Held = Held()
     """What it may cost at most; it is refused where there is no room for so much."""
+    least: Bill | None = None
+    """What the request alone costs, by an estimate."""
+    tariff: Tariff | None = None
+    """What the model costs, where this is the run's first call of it."""
 
 
 class Replied(Plain, frozen=True, kw_only=True, tag="replied"):
@@ -86,6 +90,8 @@ class Replied(Plain, frozen=True, kw_only=True, tag="replied"):
     message: Message | None
     usd_micros: int | None = None
     """What the call cost; None where the price is not known."""
+    estimate: Usage | None = None
+    """What it is taken to have used, where the provider does not count."""
     first_token_ms: int | None = None
 
 
@@ -99,6 +105,8 @@ class ModelErred(Plain, frozen=True, kw_only=True, tag="model_erred"):
     error: Failure
     retry: bool = False
     retry_after_s: float | None = None
+    bill: Bill | None = None
+    """What it cost all the same; None where nothing was sent, or the provider refused it."""
 
 
 class Intended(Plain, frozen=True, kw_only=True, tag="intended"):
@@ -120,12 +128,16 @@ class Returned(Plain, frozen=True, kw_only=True, tag="returned"):
 
 
 class ModelLost(Plain, frozen=True, kw_only=True, tag="model_lost"):
-    """The worker that asked the model is gone; whatever came back was not kept."""
+    """The worker that asked the model is gone, or the run gave the call up; whatever came back was not kept."""
 
     at: datetime
     frame: str
     step: int
     attempt: int
+    bill: Bill | None = None
+    """What it cost all the same; None where nothing was sent."""
+    given_up: bool = False
+    """The event that follows ends the call: somebody cancelled the run, or spoke up, or a limit was reached."""
 
 
 class CallLost(Plain, frozen=True, kw_only=True, tag="call_lost"):
@@ -221,6 +233,8 @@ class Turned(Plain, frozen=True, kw_only=True, tag="turned"):
     """It runs again after it was suspended."""
     waits: tuple[str, ...] = ()
     error: Failure | None = None
+    spent: Spent | None = None
+    """All that it used, where it has ended."""
 
 
 NotedKind = Literal["sandbox.opened", "sandbox.restored"]
@@ -247,6 +261,8 @@ class Compacted(Plain, frozen=True, kw_only=True, tag="compacted"):
     """Who wrote the summary, as `provider:model`; empty where no model did."""
     usage: Usage | None = None
     usd_micros: int | None = None
+    estimated: bool = False
+    """The call for the summary was cut, and `usage` is an estimate."""
 
 
 class Noted(Plain, frozen=True, kw_only=True, tag="noted"):
@@ -261,6 +277,22 @@ Event = (
     Began | Adopted | ModelAsked | Replied | ModelErred | ModelLost | Intended | Returned | CallLost | Said | Decided
     | Paused | Signalled | Cancelled | GaveUp | Ticked | Turned | Asked | Compacted | Noted
 )  # fmt: skip
+
+
+def bill(event: Event) -> Bill | None:
+    """What an event says that a call to a model cost; None where it says nothing of it."""
+    match event:
+        case Replied(message=message, usd_micros=usd_micros, estimate=estimate):
+            source = message.source if message else None
+            model = f"{source.provider}:{source.model}" if source else ""
+            usage = (message.usage if message else None) or estimate or Usage()
+            return Bill(model=model, usage=usage, usd_micros=usd_micros, estimated=estimate is not None)
+        case Compacted(model=model, usage=usage, usd_micros=usd_micros) if usage is not None:
+            return Bill(model=model, usage=usage, usd_micros=usd_micros, estimated=event.estimated)
+        case ModelErred(bill=owed) | ModelLost(bill=owed):
+            return owed
+    return None
+
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)

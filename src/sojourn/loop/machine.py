@@ -92,6 +92,8 @@ def apply(agents: Agents, continuation: Continuation, event: ev.Event) -> Contin
     if after is None:
         return continuation
     after = budgets.charge(after, event)
+    if isinstance(event, ev.ModelLost) and event.given_up:
+        return _seal(continuation, after, event)  # what gives it up comes next, and is not to be forestalled
     if after.wait is None:
         after = _launch(agents, after, event.at)
     if after.signals:
@@ -110,7 +112,7 @@ def due(agents: Agents, continuation: Continuation) -> tuple[Effect, ...]:
         if frame.ended or frame.wait is not None:
             continue
         if pauses.asks(frame) and (room := budgets.take_step(pools)) is not None:
-            effects.append(_call_model(agents, frame, room))
+            effects.append(_call_model(agents, continuation, frame, room))
         if frame.calls and not calls.barred(agents, frame):
             taken = (call for call in frame.calls if budgets.runs(call) and budgets.take_call(pools, call))
             effects.extend(_call_tool(continuation, frame, call) for call in taken)
@@ -122,11 +124,36 @@ def in_flight(continuation: Continuation, at: datetime) -> tuple[ev.ModelLost | 
     lost: list[ev.ModelLost | ev.CallLost] = []
     for frame in frames(continuation.root):
         if not frame.ended and frame.turn.sent:
-            lost.append(ev.ModelLost(at=at, frame=frame.id, step=frame.step, attempt=frame.turn.attempt))
+            lost.append(_lost(frame, at))
         lost.extend(
             ev.CallLost(at=at, call=call.uid, attempt=call.attempt) for call in frame.calls if call.state == "intent"
         )
     return tuple(lost)
+
+
+def given_up(before: Continuation, after: Continuation, event: ev.Event) -> tuple[ev.ModelLost, ...]:
+    """The model calls in flight that an event ends and does not answer, each as the event to be applied before it.
+
+    Each says what its request alone costs; whoever knows more of the call says that.
+    """
+    if isinstance(event, ev.ModelLost) or not (asked := _asked(before)):
+        return ()
+    for place in _asked(after):
+        asked.pop(place, None)
+    if isinstance(event, ev.Replied | ev.ModelErred):
+        asked.pop((event.frame, event.step, event.attempt), None)
+    return tuple(replace(_lost(frame, event.at), given_up=True) for frame in asked.values())
+
+
+def _asked(continuation: Continuation) -> dict[tuple[str, int, int], Frame]:
+    """The frames whose model call is in flight, by what names the attempt."""
+    sent = (frame for frame in frames(continuation.root) if frame.turn.sent and not frame.ended)
+    return {(frame.id, frame.step, frame.turn.attempt): frame for frame in sent}
+
+
+def _lost(frame: Frame, at: datetime) -> ev.ModelLost:
+    turn = frame.turn
+    return ev.ModelLost(at=at, frame=frame.id, step=frame.step, attempt=turn.attempt, bill=turn.least)
 
 
 def wake_at(continuation: Continuation) -> datetime | None:
@@ -235,7 +262,8 @@ def _announce(continuation: Continuation, event: ev.ModelAsked) -> Continuation 
     if after is None:
         return None
     refused = after is not continuation
-    change = replies.again if refused else lambda one: replies.ask_model(one, event.held)
+    change = replies.again if refused else lambda one: replies.ask_model(one, event)
+    after = after if refused else budgets.pinned(after, event)
     return replace(after, root=tree.at_frame(after.root, event.frame, change) or after.root)
 
 
@@ -307,17 +335,19 @@ def _seal(before: Continuation, after: Continuation, event: ev.Event) -> Continu
 # ---- effects ---------------------------------------------------------------------------------
 
 
-def _call_model(agents: Agents, frame: Frame, room: Room) -> CallModel:
+def _call_model(agents: Agents, continuation: Continuation, frame: Frame, room: Room) -> CallModel:
+    model = agents[frame.agent.digest].models[frame.turn.model]
     return CallModel(
         frame=frame.id,
         agent=frame.agent.digest,
         step=frame.step,
         attempt=frame.turn.attempt,
-        model=agents[frame.agent.digest].models[frame.turn.model],
+        model=model,
         messages=frame.messages,
         compaction=frame.compaction,
         goal=frame.history[-1].stop if frame.history else 0,
         room=room,
+        tariff=next((pin.tariff for pin in continuation.prices if pin.model == model), None),
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from urllib.parse import urlsplit
 
 from sojourn.errors import Invalid
-from sojourn.loop.messages import Message
+from sojourn.loop.messages import Message, Usage
 from sojourn.models.dialect import Dialect, not_promised
 from sojourn.models.kept import Kept
 from sojourn.models.model import Delta, Endpoint, ModelFailed, Request
@@ -41,6 +41,7 @@ class HttpModel:
         message_id: str,
         run: object | None = None,
         may_send: Callable[[], None] = lambda: None,
+        told: Callable[[Usage], None] = lambda _: None,
     ) -> AsyncIterator[Delta | Message]:
         """Make one attempt; see the port."""
         forced = "json_schema" in (request.tool_mode, self._endpoint.tool_mode) and bool(request.tools)
@@ -49,10 +50,13 @@ class HttpModel:
         answer = await self._ask(dialect, Outgoing(dialect.body(request, self._endpoint, self._kept.of(run)), may_send))
         del request  # its images and files are no more needed
         try:
-            parser = EventParser()
+            parser, known = EventParser(), None
             while not reply.done and (chunk := await answer.read()):
                 for event in self._events(parser, chunk):
-                    for delta in reply.feed(event.data):
+                    deltas = reply.feed(event.data)
+                    if reply.told is not known and (known := reply.told):
+                        told(known)
+                    for delta in deltas:
                         yield delta
             message = reply.message()
             await answer.drain()
@@ -76,7 +80,9 @@ class HttpModel:
         if answer.status == 200 and answer.streams:
             return answer
         try:
-            raise self._refusal(answer, await answer.read_error(), key=key)
+            failure = self._refusal(answer, await answer.read_error(), key=key)
+            failure.refused = answer.status != 200
+            raise failure
         finally:
             answer.close()
 

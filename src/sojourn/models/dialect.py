@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from sojourn.loop.messages import Message
+from sojourn.loop.messages import Message, Usage
 from sojourn.models.kept import Transcripts
 from sojourn.models.model import Delta, Endpoint, ModelFailed, Request
 
@@ -28,6 +28,8 @@ class Reply(Protocol):
 
     done: bool
     """The dialect's own terminal event has come."""
+    told: Usage | None
+    """What the provider counted so far, as it said last."""
 
     def feed(self, data: bytes) -> Sequence[Delta]:
         """Take in the data of one event. Raises ModelFailed."""

@@ -10,11 +10,10 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from sojourn.loop.agent import Params
-from sojourn.loop.budget import Held
+from sojourn.loop.budget import Held, Tariff
 from sojourn.loop.messages import File, Image, Message, Native, Part, Reasoning, Text, ToolCall, ToolResult
 from sojourn.models.attachments import readable
 from sojourn.models.model import Request, ToolDefinition
-from sojourn.models.prices import Prices
 from sojourn.models.projection import family
 
 BYTES_PER_TOKEN = 3
@@ -24,15 +23,23 @@ IMAGE_TOKENS = 5_000
 """The largest that a picture of any size costs. Source: the vision guides of OpenAI and Anthropic (2026-11)."""
 FILE_TOKENS = 50_000
 """What a file is taken for whose bytes are not at hand: some ten pages of a PDF, or 150 KB of text."""
+SEEN_BYTES_PER_TOKEN = 4
+"""What was seen of a reply that was cut is counted as it is on the average, since it is billed."""
 OUTPUT_TOKENS = 32_768
 """What a reply is taken for that nobody bounded."""
 
 
-def call_ceiling(request: Request, reference: str, prices: Prices) -> Held:
-    """Estimate all that a call to `provider:model` may use; money is 0 where the price is not known."""
+def call_ceiling(request: Request, tariff: Tariff | None) -> Held:
+    """Estimate all that a call may use; money is 0 where the price is not known."""
     input, output = input_tokens(request), output_tokens(request.params)
-    usd_micros = prices.ceiling_micros(reference, input_tokens=input, output_tokens=output)
-    return Held(input_tokens=input, output_tokens=output, usd_micros=usd_micros or 0)
+    usd_micros = tariff.ceiling_micros(input_tokens=input, output_tokens=output) if tariff else 0
+    return Held(input_tokens=input, output_tokens=output, usd_micros=usd_micros)
+
+
+def prompt_tokens(request: Request) -> int:
+    """Estimate the prompt as `input_tokens`, without a look at what the provider has counted."""
+    found = counted(request)
+    return sum(found) if found is not None else input_tokens(request)
 
 
 def input_tokens(request: Request) -> int:

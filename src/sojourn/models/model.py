@@ -14,7 +14,7 @@ import msgspec
 
 from sojourn.errors import ModelUnavailable
 from sojourn.loop.agent import Params
-from sojourn.loop.messages import Message, Plain
+from sojourn.loop.messages import Message, Plain, Usage
 
 ToolMode = Literal["native", "json_schema"]
 
@@ -45,6 +45,8 @@ class ModelFailed(ModelUnavailable):
         super().__init__(message, code=f"model.{kind}", retry_after_s=retry_after_s)
         self.kind: Failure = kind
         self.retry = retry
+        self.refused = False
+        """The provider answered with an error in the place of a reply, and charges nothing."""
 
 
 class ToolDefinition(Plain, frozen=True):
@@ -103,12 +105,14 @@ class Model(Protocol):
         message_id: str,
         run: object | None = None,
         may_send: Callable[[], None] = lambda: None,
+        told: Callable[[Usage], None] = lambda _: None,
     ) -> AsyncGenerator[Delta | Message, None]:
         """Make one attempt: deltas as they come, then exactly one whole assistant Message, last.
 
         The message's `source`, `stop` and `usage` are filled in. Raises ModelFailed. Closing the iterator closes the
         connection to the provider. What is written of the transcript may be kept for as long as the object `run` lives.
-        `may_send` is asked once a connection is there and nothing was sent; what it raises keeps it so.
+        `may_send` is asked once a connection is there and nothing was sent; what it raises keeps it so. `told` hears
+        the provider's count each time that it comes, and the last one is that of the message.
         """
         ...
 

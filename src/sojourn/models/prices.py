@@ -12,51 +12,30 @@ import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import msgspec
 
+from sojourn.loop.budget import Price, Tariff
 from sojourn.loop.messages import Usage
 from sojourn.models.model import Endpoint
 
 _TABLE = Path(__file__).with_name("prices.json")
-_MILLION = 1_000_000
 WINDOW_TOKENS = 128_000
 """What a model is taken for that nobody knows."""
 
 T = TypeVar("T")
 
 
-class Price(msgspec.Struct, frozen=True, array_like=True):
-    """Micro-USD for a million tokens of each kind."""
-
-    input: int
-    output: int
-    cache_read: int
-    cache_write: int
-
-    @classmethod
-    def usd(
-        cls, input: float, output: float, *, cache_read: float | None = None, cache_write: float | None = None
-    ) -> Self:
-        """Make a price of US dollars for a million tokens; the cache costs what input costs where nothing is said."""
-        given = (
-            input,
-            output,
-            input if cache_read is None else cache_read,
-            input if cache_write is None else cache_write,
-        )
-        return cls(*(math.ceil(Decimal(str(dollars)) * _MILLION) for dollars in given))
-
-    def cost_micros(self, usage: Usage) -> int:
-        """Multiply, and round up."""
-        spent = (
-            usage.input * self.input
-            + usage.output * self.output
-            + usage.cache_read * self.cache_read
-            + usage.cache_write * self.cache_write
-        )
-        return -(-spent // _MILLION)
+def usd(input: float, output: float, *, cache_read: float | None = None, cache_write: float | None = None) -> Price:
+    """Make a price of US dollars for a million tokens; the cache costs what input costs where nothing is said."""
+    given = (
+        input,
+        output,
+        input if cache_read is None else cache_read,
+        input if cache_write is None else cache_write,
+    )
+    return Price(*(math.ceil(Decimal(str(dollars)) * 10**6) for dollars in given))
 
 
 class _Model(msgspec.Struct, frozen=True):
@@ -65,7 +44,6 @@ class _Model(msgspec.Struct, frozen=True):
     like: str = ""
     window: int | None = None
     tiers: tuple[tuple[int, Price], ...] = ()
-    """A prompt of more tokens than the first costs the second, all of it."""
 
 
 class _Provider(msgspec.Struct, frozen=True):
@@ -110,23 +88,16 @@ class Prices:
         }
         self._found: dict[str, _Model | None] = {}
 
-    def cost_micros(self, reference: str, usage: Usage) -> int | None:
-        """Price one call to the model `provider:model`; None if nobody told its price."""
+    def tariff(self, reference: str) -> Tariff | None:
+        """Look up what the model `provider:model` costs; None if nobody told."""
         own = _told(self._own, reference)
         model = _Model(own) if own else self._listed(reference)
-        if model is None:
-            return None
-        price = next((price for start, price in reversed(model.tiers) if usage.prompt > start), model.price)
-        return price.cost_micros(usage)
+        return Tariff(model.price, model.tiers) if model else None
 
-    def ceiling_micros(self, reference: str, *, input_tokens: int, output_tokens: int) -> int | None:
-        """Price the dearest call of this size: nothing is read from the cache, and all that is new is written to it."""
-        dearest = (
-            Usage(input=input_tokens, output=output_tokens),
-            Usage(cache_write=input_tokens, output=output_tokens),
-        )
-        costs = [self.cost_micros(reference, usage) for usage in dearest]
-        return max((cost for cost in costs if cost is not None), default=None)
+    def cost_micros(self, reference: str, usage: Usage) -> int | None:
+        """Price one call to the model `provider:model`; None if nobody told its price."""
+        tariff = self.tariff(reference)
+        return tariff.cost_micros(usage) if tariff else None
 
     def window(self, reference: str) -> int:
         """Tell how many tokens, prompt and reply together, the model `provider:model` can hold."""

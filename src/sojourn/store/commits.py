@@ -34,10 +34,11 @@ COMMIT = """
 with done as materialized (
     select * from unnest($2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bytea[], $8::text[],
         $9::timestamptz[], $10::bigint[], $11::int[], $12::bigint[], $13::bigint[], $14::bigint[], $15::bigint[],
-        $16::bigint[], $17::bigint[], $18::json[], $19::text[], $20::text[], $21::text[], $22::json[], $50::integer[])
+        $16::bigint[], $17::bigint[], $18::json[], $19::text[], $20::text[], $21::text[], $22::json[], $50::integer[],
+        $52::integer[])
     with ordinality as done (tenant, id, fence, before, after, snapshot, status, due_at, mail_read, steps, input,
         cache_read, cache_write, output, reasoning, usd_micros, waits, result, error_code, error_detail, limits,
-        needs, n)
+        needs, estimated, n)
 ), saved as (
     update run r set
         seq = done.after,
@@ -51,6 +52,7 @@ with done as materialized (
         output_tokens = done.output,
         reasoning_tokens = done.reasoning,
         usd_micros = r.usd_micros + done.usd_micros,
+        estimated_calls = done.estimated,
         waits = done.waits,
         result = done.result,
         error_code = done.error_code,
@@ -88,13 +90,14 @@ with done as materialized (
     join saved using (n)
 ), paid as (
     insert into ledger (tenant, run_id, seq, at, user_id, agent_name, provider, model, attempt, input, cache_read,
-        cache_write, output, reasoning, usd_micros)
+        cache_write, output, reasoning, usd_micros, estimated)
     select saved.tenant, saved.id, l.seq, l.at, l.user_id, l.agent_name, l.provider, l.model, l.attempt, l.input,
-        l.cache_read, l.cache_write, l.output, l.reasoning, l.usd_micros
+        l.cache_read, l.cache_write, l.output, l.reasoning, l.usd_micros, l.estimated
     from unnest($34::bigint[], $35::bigint[], $36::timestamptz[], $37::text[], $38::text[], $39::text[], $40::text[],
-        $41::int[], $42::bigint[], $43::bigint[], $44::bigint[], $45::bigint[], $46::bigint[], $47::bigint[])
+        $41::int[], $42::bigint[], $43::bigint[], $44::bigint[], $45::bigint[], $46::bigint[], $47::bigint[],
+        $51::boolean[])
         as l (n, seq, at, user_id, agent_name, provider, model, attempt, input, cache_read, cache_write, output,
-            reasoning, usd_micros)
+            reasoning, usd_micros, estimated)
     join saved using (n)
 ), heard as (
     delete from inbox i using unnest($48::bigint[], $49::bigint[]) as x (n, id), saved
@@ -289,6 +292,8 @@ def _arrays(commits: list[Commit]) -> list[Any]:
         *_columns(14, ((n, *_ledger(row)) for n, commit in enumerate(commits, 1) for row in commit.ledger)),
         *_columns(2, ((n, id) for n, commit in enumerate(commits, 1) for id in commit.inbox_ids)),
         [needed(commit.after) for commit in commits],
+        [row.estimated for commit in commits for row in commit.ledger],
+        [commit.after.spent.estimated for commit in commits],
     ]
 
 

@@ -11,6 +11,8 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Mapping
 
+import msgspec
+
 from sojourn.store.db import ANSWER_S, Connection, Database
 from sojourn.store.rows import DeltaRow
 
@@ -38,6 +40,12 @@ cross join lateral (
 ) one
 order by one.id
 """
+STREAMED = """
+select frame_id, step, attempt, items from delta
+where tenant = $1 and run_id = $2 and (frame_id, step, attempt) in (
+    select * from unnest($3::text[], $4::int[], $5::int[])
+)
+"""
 PRUNE = "delete from delta where at < now() - make_interval(secs => $1)"
 
 BYTES_MAX = 8 << 20
@@ -49,6 +57,20 @@ REST, WRITES = 16, 4
 
 Place = tuple[str, str, int, str, int, int]
 """Tenant, run, fence, frame, step, attempt."""
+
+Asked = tuple[str, int, int]
+"""Frame, step, attempt."""
+
+
+class _Item(msgspec.Struct, frozen=True):
+    type: str = ""
+    text: str = ""
+
+
+REPLIES = ("message", "thinking", "tool_arguments")
+"""The deltas that a model makes."""
+
+_shown = msgspec.json.Decoder(list[_Item]).decode
 
 
 class DeltaWriter:
@@ -113,6 +135,15 @@ async def read(conn: Connection, after: Mapping[str, int], *, limit: int = 1000)
     for run_id, id_, frame, step, attempt, items in await conn.fetch(READ, list(after), list(after.values()), limit):
         found[run_id].append(DeltaRow(id=id_, frame=frame, step=step, attempt=attempt, items=items))
     return found
+
+
+async def streamed(engine: Connection, run: tuple[str, str], attempts: Collection[Asked]) -> dict[Asked, int]:
+    """Count the bytes that readers were shown of replies: of a run (tenant, id), by frame, step and attempt."""
+    seen: dict[Asked, int] = {}
+    for frame, step, attempt, items in await engine.fetch(STREAMED, *run, *map(list, zip(*attempts, strict=True))):
+        said = sum(len(one.text.encode()) for one in _shown(items) if one.type in REPLIES)
+        seen[frame, step, attempt] = seen.get((frame, step, attempt), 0) + said
+    return seen
 
 
 async def prune(db: Database, older_than_s: float) -> int:

@@ -29,6 +29,7 @@ from sojourn.loop.agent import Agent
 from sojourn.loop.continuation import frames
 from sojourn.loop.messages import Message
 from sojourn.loop.moving.levels import LEVEL
+from sojourn.store import deltas
 from sojourn.store.db import ANSWER_S, Connection, Database, closed_on_error, edge
 from sojourn.store.rows import Claimed, Opened, StopOrder
 from sojourn.store.runs.journal import places
@@ -247,6 +248,8 @@ async def open(db: Database, claimed: Claimed, *, known: Collection[str] = ()) -
     arguments = [claimed.tenant, claimed.run_id, *places(claimed.snapshot), list(wanted), list(known)]
     async with db.engine() as engine:
         found = await engine.fetch(OPEN, *arguments, timeout=ANSWER_S)
+        asked = [(one.id, one.step, one.turn.attempt) for one in frames(claimed.snapshot.root) if one.turn.least]
+        streamed = await deltas.streamed(engine, (claimed.tenant, claimed.run_id), asked) if asked else {}
     bodies: dict[tuple[str, int], Message] = {}
     inbox: list[tuple[int, bytes]] = []
     agents: dict[str, Agent] = {}
@@ -265,7 +268,7 @@ async def open(db: Database, claimed: Claimed, *, known: Collection[str] = ()) -
         raise MissingPin(f"Run {claimed.run_id} needs agent version {min(missing)}, which is not stored.")
     letters = _letters(claimed.run_id, sorted(inbox))
     continuation = whole(claimed.snapshot, bodies)
-    return Opened(continuation=continuation, agents=agents, inbox=tuple(letters), stops=tuple(stops))
+    return Opened(continuation=continuation, agents=agents, inbox=tuple(letters), stops=tuple(stops), streamed=streamed)
 
 
 async def mail(db: Database, runs: Collection[tuple[str, str]]) -> dict[str, Letters | Unreadable]:

@@ -4,7 +4,7 @@ Every file of this room gives or takes these, and `api` and `worker` with them. 
 secret never shows in a repr.
 """
 
-from datetime import date, datetime
+from datetime import datetime
 from typing import Literal
 
 from sojourn.loop.agent import Agent, AgentRef
@@ -135,6 +135,7 @@ class RunRow(Plain, frozen=True, kw_only=True):
     steps: int
     usage: Usage
     usd_micros: int | None
+    estimated_calls: int
     limits: Limits
     waits: tuple[Wait, ...]
     labels: dict[str, str]
@@ -189,6 +190,8 @@ class Opened(Plain, frozen=True, kw_only=True):
     agents: dict[str, Agent]
     inbox: tuple[tuple[int, Event], ...] = ()
     stops: tuple[StopOrder, ...] = ()
+    streamed: dict[tuple[str, int, int], int] = {}
+    """What readers saw of replies that were in flight when the worker before died: bytes by frame, step and attempt."""
 
 
 class LedgerRow(Plain, frozen=True, kw_only=True):
@@ -203,6 +206,8 @@ class LedgerRow(Plain, frozen=True, kw_only=True):
     attempt: int
     usage: Usage
     usd_micros: int | None
+    estimated: bool = False
+    """The provider gave no whole count of it."""
 
 
 class Release(Plain, frozen=True, kw_only=True):
@@ -339,18 +344,6 @@ class Stored(Plain, frozen=True):
 
     status: int
     body: bytes
-
-
-class UsageRow(Plain, frozen=True, kw_only=True):
-    """What one user paid for one agent's calls of one model on one day (UTC)."""
-
-    day: date
-    user_id: str
-    agent_name: str
-    model: str
-    calls: int
-    usage: Usage
-    usd_micros: int | None
 
 
 class Counts(Plain, frozen=True, kw_only=True):

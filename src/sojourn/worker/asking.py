@@ -13,10 +13,10 @@ from msgspec.structs import replace
 from sojourn.errors import SojournError
 from sojourn.loop import window
 from sojourn.loop.agent import Agent, Params, digest
-from sojourn.loop.budget import Held, Room
+from sojourn.loop.budget import Bill, Held, Room
 from sojourn.loop.effects import CallModel
-from sojourn.loop.events import Compacted
-from sojourn.loop.messages import Message, said
+from sojourn.loop.events import Compacted, ModelAsked
+from sojourn.loop.messages import Message, Usage, said
 from sojourn.models.estimate import (
     BYTES_PER_TOKEN,
     beside_tokens,
@@ -25,6 +25,7 @@ from sojourn.models.estimate import (
     input_tokens,
     message_tokens,
     output_tokens,
+    prompt_tokens,
 )
 from sojourn.models.model import Request, ToolDefinition
 from sojourn.worker.parts import Parts, Place
@@ -46,16 +47,26 @@ NOTES = 0.2
 # ---- what it may cost ------------------------------------------------------------------------
 
 
-def held(parts: Parts, agent: Agent, effect: CallModel) -> Held:
+def announced(parts: Parts, agent: Agent, effect: CallModel) -> tuple[CallModel, ModelAsked]:
+    """The call with its price, and what says that it is about to be made: with what it may cost, and costs at least."""
+    new = parts.prices.tariff(effect.model) if effect.tariff is None else None
+    effect = replace(effect, tariff=new) if new else effect
+    asked = _request(agent, effect, shown=_shown(effect))
+    prompt = Usage(input=prompt_tokens(asked))
+    cost = effect.tariff.cost_micros(prompt) if effect.tariff else None
+    least = Bill(model=effect.model, usage=prompt, usd_micros=cost, estimated=True)
+    return effect, effect.announced(parts.now(), _held(parts, effect, asked), least=least, tariff=new)
+
+
+def _held(parts: Parts, effect: CallModel, asked: Request) -> Held:
     """What a call may cost at most; nothing where no limit asks for it."""
     if effect.room == Room():
         return Held()
-    asked = _request(parts, agent, effect, shown=_shown(effect))
-    most = call_ceiling(asked, effect.model, parts.prices)
+    most = call_ceiling(asked, effect.tariff)
     if input_tokens(asked) <= window.TRIGGER * _room(parts, effect, asked):
         return most
-    notes = parts.prices.ceiling_micros(effect.model, input_tokens=0, output_tokens=SUMMARY_TOKENS)
-    return most + Held(output_tokens=SUMMARY_TOKENS, usd_micros=notes or 0)
+    notes = effect.tariff.ceiling_micros(input_tokens=0, output_tokens=SUMMARY_TOKENS) if effect.tariff else 0
+    return most + Held(output_tokens=SUMMARY_TOKENS, usd_micros=notes)
 
 
 def _room(parts: Parts, effect: CallModel, asked: Request) -> int:
@@ -64,18 +75,18 @@ def _room(parts: Parts, effect: CallModel, asked: Request) -> int:
     return whole - min(output_tokens(asked.params), whole // 4)
 
 
-def _bounded(parts: Parts, request: Request, effect: CallModel) -> Params:
+def _bounded(request: Request, effect: CallModel) -> Params:
     """The parameters with a reply that fits into the room, or the shortest one."""
-    room, params = effect.room, request.params
+    room, params, tariff = effect.room, request.params, effect.tariff
     if room == Room():
         return params
     size = output_tokens(params)
     if room.output_tokens is not None:
         size = min(size, max(room.output_tokens, OUTPUT_TOKENS_MIN))
-    if room.usd_micros is not None:
+    if room.usd_micros is not None and tariff is not None:
         prompt = input_tokens(request)
-        while size > OUTPUT_TOKENS_MIN and room.usd_micros < (
-            parts.prices.ceiling_micros(effect.model, input_tokens=prompt, output_tokens=size) or 0
+        while size > OUTPUT_TOKENS_MIN and room.usd_micros < tariff.ceiling_micros(
+            input_tokens=prompt, output_tokens=size
         ):
             size = max(size // 2, OUTPUT_TOKENS_MIN)
     return params if size >= output_tokens(params) else replace(params, max_output_tokens=size)
@@ -84,7 +95,7 @@ def _bounded(parts: Parts, request: Request, effect: CallModel) -> Params:
 # ---- the request -----------------------------------------------------------------------------
 
 
-def _request(parts: Parts, agent: Agent, effect: CallModel, *, shown: tuple[Message, ...]) -> Request:
+def _request(agent: Agent, effect: CallModel, *, shown: tuple[Message, ...]) -> Request:
     request = Request(
         model=effect.model.partition(":")[2],
         system=agent.system,
@@ -92,12 +103,12 @@ def _request(parts: Parts, agent: Agent, effect: CallModel, *, shown: tuple[Mess
         tools=tuple(ToolDefinition(tool.name, tool.description, tool.schema) for tool in agent.tools),
         params=agent.params,
     )
-    return replace(request, params=_bounded(parts, request, effect))
+    return replace(request, params=_bounded(request, effect))
 
 
 async def request(parts: Parts, place: Place, agent: Agent, effect: CallModel, *, tighter: bool = False) -> Request:
     """The request of a call, with its transcript made to fit; `tighter` after the model said that it does not."""
-    asked = _request(parts, agent, effect, shown=_shown(effect))
+    asked = _request(agent, effect, shown=_shown(effect))
     room = _room(parts, effect, asked)
     if tighter:
         room = min(room, input_tokens(asked))
@@ -149,21 +160,19 @@ async def _summarised(parts: Parts, place: Place, effect: CallModel, found: wind
     if not found.told:
         return event
     before = effect.compaction.summary if effect.compaction else ""
+    meter = place.meter(effect)
     try:
         reply = await _asked(parts, place, effect, _notes(parts, effect, found, before))
+        summary = reply.text
     except SojournError as error:
         log.info("context.no_summary", extra={"run": place.run_id, "code": error.code})
         half = _chars(parts, effect) // 2
-        extract = f"{before[-half:]}\n{window.transcript(found.told, half)}".strip()
-        return replace(event, compaction=replace(found.compaction, summary=extract))
-    return replace(
-        event,
-        at=parts.now(),
-        compaction=replace(found.compaction, summary=reply.text),
-        model=effect.model,
-        usage=reply.usage,
-        usd_micros=parts.prices.cost_micros(effect.model, reply.usage) if reply.usage else None,
-    )
+        summary = f"{before[-half:]}\n{window.transcript(found.told, half)}".strip()
+        meter.failed(error)
+    event = replace(event, at=parts.now(), compaction=replace(found.compaction, summary=summary))
+    if (bill := meter.close()) is None:
+        return event
+    return replace(event, model=bill.model, usage=bill.usage, usd_micros=bill.usd_micros, estimated=bill.estimated)
 
 
 def _chars(parts: Parts, effect: CallModel) -> int:
@@ -187,12 +196,15 @@ def _notes(parts: Parts, effect: CallModel, found: window.Reduction, before: str
 async def _asked(parts: Parts, place: Place, effect: CallModel, notes: Request) -> Message:
     """Ask for the notes once. Raises ModelFailed, and whatever else the adapter refuses."""
     model, _ = parts.models.resolve(effect.model)
-    name = f"{effect.frame}~{effect.step}"
+    meter, name = place.meter(effect), f"{effect.frame}~{effect.step}"
     async with (
         parts.calls.slot(model.provider),
-        aclosing(model.stream(notes, message_id=name, may_send=parts.tenure.check)) as stream,
+        aclosing(
+            model.stream(notes, message_id=name, may_send=meter.begin(notes, parts.tenure.check), told=meter.told)
+        ) as stream,
     ):
         async for item in stream:
+            meter.hear(item)
             if isinstance(item, Message) and item.text:
                 return item
     raise SojournError("The model wrote no notes.", code="model.empty")

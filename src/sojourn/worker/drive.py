@@ -15,18 +15,21 @@ from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Literal
 
+from msgspec.structs import replace
+
 from sojourn.errors import LeaseLost, Unreadable
 from sojourn.loop import events as ev
 from sojourn.loop.agent import Agent
-from sojourn.loop.continuation import Phase, frames, fresh, pending
+from sojourn.loop.continuation import Continuation, Phase, fresh, pending
 from sojourn.loop.effects import CallModel, CallTool, Effect
-from sojourn.loop.machine import apply, due, in_flight, phase, wake_at
-from sojourn.loop.messages import Usage
+from sojourn.loop.machine import apply, due, given_up, in_flight, phase, wake_at
 from sojourn.store import queue, stops
 from sojourn.store.commits import MailWaits
 from sojourn.store.rows import Claimed, Commit, LedgerRow, Opened, Release
-from sojourn.worker.asking import held
-from sojourn.worker.parts import Parts, Place
+from sojourn.store.tenant import usage
+from sojourn.worker.asking import announced
+from sojourn.worker.meter import seen
+from sojourn.worker.parts import Parts, Place, asked_by
 from sojourn.worker.perform import perform, stop
 
 log = logging.getLogger("sojourn.worker")
@@ -70,7 +73,7 @@ class Drive:
         """Those of them that the lease let begin."""
         self.stopping: list[asyncio.Task[None]] = []
         for event in in_flight(self.state, self.state.updated_at):
-            self.happened.put_nowait(event)
+            self.happened.put_nowait(seen(event, opened.streamed, self.state.prices))
         self.deliver(opened.inbox)
         for order in opened.stops:
             self.happened.put_nowait(stops.ordered(order, parts.now()))
@@ -138,14 +141,32 @@ class Drive:
         for event in events:
             if event is None:
                 continue
+            event = self._billed(event) if isinstance(event, ev.ModelLost) else event
             after = apply(self.agents, self.state, event)
             if after is self.state:
                 continue
-            if isinstance(event, ev.Replied) or (isinstance(event, ev.Compacted) and event.usage):
-                self.ledger.append(self._charge(event))
-            self.events.append(event)
-            self.state = after
+            if lost := given_up(self.state, after, event):
+                for one in map(self._billed, lost):
+                    self._keep(one, apply(self.agents, self.state, one))
+                after = apply(self.agents, self.state, event)
+            if after is not self.state:
+                self._keep(event, after)
         self._stop_abandoned()
+
+    def _keep(self, event: ev.Event, after: Continuation) -> None:
+        """Take an event that led to `after`, and write down what it cost."""
+        if (row := usage.entry(self.state, event)) is not None:
+            self.ledger.append(row)
+        if isinstance(event, ev.Compacted) and event.usage and (meter := self.place.meters.get(asked_by(event))):
+            del meter.owed[:1]
+        self.events.append(event)
+        self.state = after
+
+    def _billed(self, lost: ev.ModelLost) -> ev.ModelLost:
+        """A call that is over without an answer, with what is known here of its cost."""
+        if (meter := self.place.meters.get(asked_by(lost))) is not None:
+            return replace(lost, bill=meter.cut())
+        return replace(lost, bill=None) if lost.given_up else lost  # it had not begun; others were a dead worker's
 
     def _announce(self) -> None:
         """Say in the journal what is about to be performed."""
@@ -158,17 +179,17 @@ class Drive:
         if self.leaving is None:
             for effect in due(self.agents, self.state):
                 before = self.state
-                self._take([self._announcement(effect)])
+                effect, announcement = self._announcement(effect)
+                self._take([announcement])
                 if self.state is not before:
                     self.starting.append(effect)
             self._ask()
             self._turn()
 
-    def _announcement(self, effect: Effect) -> ev.Event:
-        at = self.parts.now()
+    def _announcement(self, effect: Effect) -> tuple[Effect, ev.Event]:
         if isinstance(effect, CallModel):
-            return effect.announced(at, held(self.parts, self.agents[effect.agent], effect))
-        return effect.announced(at)
+            return announced(self.parts, self.agents[effect.agent], effect)
+        return effect, effect.announced(self.parts.now())
 
     def _ask(self) -> None:
         """Say in the journal which questions were opened, and what people are shown."""
@@ -185,8 +206,9 @@ class Drive:
         if now != self.phase:
             resumed = now == "running" and self.phase is not None
             waits = tuple(wait.id for wait in pending(self.state)) if now == "suspended" else ()
-            error = self.state.root.error
-            self._take([ev.Turned(at=self.parts.now(), phase=now, resumed=resumed, waits=waits, error=error)])
+            error, spent = self.state.root.error, self.state.spent if self.state.root.ended else None
+            at = self.parts.now()
+            self._take([ev.Turned(at=at, phase=now, resumed=resumed, waits=waits, error=error, spent=spent)])
             self.phase = now
 
     def _told(self) -> Phase | None:
@@ -208,6 +230,7 @@ class Drive:
                 await self._take_back(commit)
                 continue
             self.committed, self.released = commit.after, commit.release
+            self._forget()
             return self.released is not None
 
     def _commit(self) -> Commit:
@@ -228,7 +251,7 @@ class Drive:
     async def _take_back(self, commit: Commit) -> None:
         """Take a commit's events again from what is durable, with the mail before the one that ended the run.
 
-        A reply that is not heard for it was paid for all the same. Raises Unreadable for mail of a newer release.
+        Raises Unreadable for mail of a newer release.
         """
         runs = [(self.place.tenant, self.place.run_id)]
         found = (await self.place.patiently(queue.mail, self.parts.database, runs)).get(self.place.run_id, [])
@@ -240,10 +263,7 @@ class Drive:
         again = deque(event for event in commit.events if not isinstance(event, ev.Turned | ev.Asked))
         while again and not apply(self.agents, self.state, again[0]).root.ended:
             self._take([again.popleft()])
-        self._take(self._waiting())
-        if again and isinstance(again[0], ev.Replied) and self.state.root.ended:
-            self.ledger.append(self._charge(again[0]))
-        self._take(again)
+        self._take([*self._waiting(), *again])
 
     def _release(self) -> Release | None:
         """How the run is given back, if it is: nothing in flight, or told to leave it to the next worker."""
@@ -302,26 +322,13 @@ class Drive:
         """The attempts that an answer can still reach."""
         return {_lost_key(lost) for lost in in_flight(self.state, self.state.updated_at)}
 
-    def _charge(self, event: ev.Replied | ev.Compacted) -> LedgerRow:
-        """The ledger's row for a reply, written in the commit of the step that it pays for."""
-        frame = next(frame for frame in frames(self.state.root) if frame.id == event.frame)
-        if isinstance(event, ev.Compacted):
-            (provider, _, model), usage = event.model.partition(":"), event.usage
-        else:
-            source = event.message.source if event.message else None
-            provider, model = (source.provider, source.model) if source else ("", "")
-            usage = event.message.usage if event.message else None
-        return LedgerRow(
-            seq=self.state.rev + 1,
-            at=event.at,
-            user_id=self.place.user,
-            agent_name=frame.agent.name,
-            provider=provider,
-            model=model,
-            attempt=event.attempt,
-            usage=usage or Usage(),
-            usd_micros=event.usd_micros,
-        )
+    def _forget(self) -> None:
+        """Let go of what attempts used that are over, now that it is durable."""
+        if meters := self.place.meters:
+            alive = self._alive()
+            for frame, step, n in list(meters):
+                if ("model", f"{frame}#{step}", n) not in alive:
+                    del meters[frame, step, n]
 
 
 def _only_reads(effect: Effect) -> bool:

@@ -8,7 +8,8 @@ from datetime import datetime
 from typing import TypeVar
 
 from sojourn.errors import StoreUnavailable
-from sojourn.loop.events import Compacted, Noted
+from sojourn.loop.effects import CallModel
+from sojourn.loop.events import Compacted, ModelLost, Noted
 from sojourn.models.model import Models
 from sojourn.models.prices import Prices
 from sojourn.sandboxes.sandbox import Provider, Spec
@@ -19,6 +20,7 @@ from sojourn.store.deltas import DeltaWriter
 from sojourn.store.doorbell import Doorbell
 from sojourn.store.rows import Claimed
 from sojourn.tools.tool import Toolbox
+from sojourn.worker.meter import Asked, Meter
 from sojourn.worker.slots import CallSlots
 from sojourn.worker.tenure import Tenure
 
@@ -27,6 +29,11 @@ log = logging.getLogger("sojourn.worker")
 STORE_RETRY_S = 0.5
 
 T = TypeVar("T")
+
+
+def asked_by(named: CallModel | ModelLost | Compacted) -> Asked:
+    """The attempt at a model call that an effect or event is of."""
+    return named.frame, named.step, named.attempt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +71,12 @@ class Place:
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)
     used: list[datetime] = field(default_factory=list)
     """Holds the time from which the session was used, once its files are known to be here."""
+    meters: dict[Asked, Meter] = field(default_factory=dict)
+    """What attempts at model calls have used that are not over for good."""
+
+    def meter(self, call: CallModel) -> Meter:
+        """The meter of an attempt at a model call."""
+        return self.meters.setdefault(asked_by(call), Meter(call))
 
     @property
     def run_id(self) -> str:

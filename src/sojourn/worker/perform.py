@@ -58,21 +58,24 @@ async def perform(parts: Parts, place: Place, agent: Agent, effect: Effect) -> e
 
 
 async def _call_model(parts: Parts, place: Place, agent: Agent, effect: CallModel) -> ev.Event:
+    meter = place.meter(effect)
     try:
         try:
             return await _stream(parts, place, await request(parts, place, agent, effect), effect)
         except ModelFailed as error:
             if error.kind != "too_long":
                 raise
+            meter.failed(error)
             return await _stream(parts, place, await request(parts, place, agent, effect, tighter=True), effect)
     except SojournError as error:
+        meter.failed(error)
         failure, retry, after_s = Failure(error.code, str(error)), error.retry, error.retry_after_s
     except Exception:
         log.exception("model.bug", extra={"run": place.run_id, "model": effect.model})
         failure = Failure("sojourn.bug", "The call failed inside Sojourn; the log has the cause.")
         retry, after_s = False, None
     log.info("model.failed", extra={"run": place.run_id, "model": effect.model, "code": failure.code})
-    return effect.erred(parts.now(), failure, retry=retry, retry_after_s=after_s)
+    return replace(effect.erred(parts.now(), failure, retry=retry, retry_after_s=after_s), bill=meter.bill())
 
 
 async def _stream(parts: Parts, place: Place, asked: Request, effect: CallModel) -> ev.Replied:
@@ -81,13 +84,16 @@ async def _stream(parts: Parts, place: Place, asked: Request, effect: CallModel)
     first: datetime | None = None
     message: Message | None = None
     asked = replace(asked, blobs=await _attached(parts, place, asked.messages))
-    name = f"{effect.frame}#{effect.step}"
+    meter, name = place.meter(effect), f"{effect.frame}#{effect.step}"
+    may_send = meter.begin(asked, parts.tenure.check)
     async with parts.calls.slot(model.provider):
         began = parts.now()
-        async with aclosing(model.stream(asked, message_id=name, run=place, may_send=parts.tenure.check)) as stream:
+        sending = model.stream(asked, message_id=name, run=place, may_send=may_send, told=meter.told)
+        async with aclosing(sending) as stream:
             del asked  # nothing holds its images and files once they are sent
             async for item in stream:
                 first = first or parts.now()
+                meter.hear(item)
                 if isinstance(item, Message):
                     message = item
                 else:
@@ -97,7 +103,8 @@ async def _stream(parts: Parts, place: Place, asked: Request, effect: CallModel)
     return effect.replied(
         parts.now(),
         message,
-        usd_micros=parts.prices.cost_micros(effect.model, message.usage) if message.usage else None,
+        usd_micros=effect.tariff.cost_micros(meter.usage) if effect.tariff else None,
+        estimate=None if message.usage else meter.usage,
         first_token_ms=round((first - began).total_seconds() * 1000) if first else None,
     )
 

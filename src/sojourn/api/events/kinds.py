@@ -52,17 +52,25 @@ class RunResumed(Seen, frozen=True, kw_only=True, tag="run.resumed"):
     """It goes on."""
 
 
-class RunCompleted(Seen, frozen=True, kw_only=True, tag="run.completed"):
+class Ended(Seen, frozen=True, kw_only=True):
+    """What the end of a run tells: all that it used."""
+
+    steps: int = 0
+    usage: Usage | None = None
+    cost: Cost | None = None
+
+
+class RunCompleted(Ended, frozen=True, kw_only=True, tag="run.completed"):
     """It ended with a result, which the last agent.message of the root frame holds. The stream ends here."""
 
 
-class RunFailed(Seen, frozen=True, kw_only=True, tag="run.failed"):
+class RunFailed(Ended, frozen=True, kw_only=True, tag="run.failed"):
     """It ended without a result. The stream ends here."""
 
     error: Trouble
 
 
-class RunCancelled(Seen, frozen=True, kw_only=True, tag="run.cancelled"):
+class RunCancelled(Ended, frozen=True, kw_only=True, tag="run.cancelled"):
     """Somebody stopped it. The stream ends here."""
 
 
@@ -224,6 +232,9 @@ class ErrorSeen(Seen, frozen=True, kw_only=True, tag="error"):
     frame: str | None = None
     call: str | None = None
     attempt: int | None = None
+    usage: Usage | None = None
+    """What a model request took that was lost, by an estimate."""
+    cost: Cost | None = None
 
 
 class RunQuarantined(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="run.quarantined"):

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from sojourn.api.events import kinds as k
-from sojourn.api.runs.shapes import Trouble, approval_id, cost, usage
+from sojourn.api.runs.shapes import Trouble, approval_id, cost, paid, usage
 from sojourn.loop import events as ev
 from sojourn.loop.agent import Agent
+from sojourn.loop.budget import Spent
 from sojourn.loop.continuation import Failure, Wait, pending
 from sojourn.loop.machine import begin
 from sojourn.loop.messages import Message, Part, Reasoning, Text, ToolCall, ToolResult
@@ -44,8 +45,7 @@ def project(run_id: str, agent: Agent | None, seq: int, event: ev.Event) -> Iter
             text = "".join(part.text for part in _parts(event.message) if isinstance(part, ToolResult))
             yield k.ToolResultSeen(**here, call=event.call, attempt=event.attempt, text=text, error=event.failed)
         case ev.ModelLost():
-            lost = Trouble(code="worker.lost", detail="The worker that asked the model is gone; it is asked again.")
-            yield k.ErrorSeen(**here, error=lost, frame=event.frame, attempt=event.attempt)
+            yield _lost(here, event)
         case ev.CallLost():
             lost = Trouble(code="worker.lost", detail="The worker that ran this call is gone.")
             yield k.ErrorSeen(**here, error=lost, call=event.call, attempt=event.attempt)
@@ -64,8 +64,7 @@ def project(run_id: str, agent: Agent | None, seq: int, event: ev.Event) -> Iter
         case ev.Asked(waits=waits):
             yield from (_question(here, run_id, wait) for wait in waits)
         case ev.Compacted():
-            usage_, cost_ = (usage(event.usage), cost(event.usd_micros)) if event.usage else (None, None)
-            yield k.ContextCompacted(**here, frame=event.frame, step=event.step, usage=usage_, cost=cost_)
+            yield k.ContextCompacted(**here, frame=event.frame, step=event.step, **paid(ev.bill(event)))
         case ev.Paused():
             yield k.RunHeld(**here, by=event.by, reason=event.reason)
         case ev.Signalled(signal=signal):
@@ -125,14 +124,14 @@ def _turned(here: dict[str, Any], run_id: str, event: ev.Turned) -> Iterator[k.K
         case "suspended":
             yield k.RunSuspended(**here, waits=event.waits)
         case "completed":
-            yield k.RunCompleted(**here)
+            yield k.RunCompleted(**here, **_spent(event.spent))
         case "cancelled":
-            yield k.RunCancelled(**here)
+            yield k.RunCancelled(**here, **_spent(event.spent))
         case "failed":
             error = event.error or Failure("run.failed")
             if error.code == "budget.exhausted":
                 yield k.BudgetExhausted(**here, detail=error.detail)
-            yield k.RunFailed(**here, error=Trouble(code=error.code, detail=error.detail))
+            yield k.RunFailed(**here, error=Trouble(code=error.code, detail=error.detail), **_spent(event.spent))
 
 
 def _replied(here: dict[str, Any], agent: Agent | None, event: ev.Replied) -> Iterator[k.Kind]:
@@ -178,8 +177,7 @@ def _finished(place: dict[str, Any], event: ev.Replied) -> k.ModelFinished:
         attempt=event.attempt,
         provider=source.provider if source else None,
         model=source.model if source else None,
-        usage=usage(message.usage) if message and message.usage else None,
-        cost=cost(event.usd_micros),
+        **paid(ev.bill(event)),
         first_token_ms=event.first_token_ms,
         stop=message.stop if message else None,
     )
@@ -194,7 +192,27 @@ def _erred(here: dict[str, Any], event: ev.ModelErred) -> k.ModelFinished:
         error=Trouble(code=event.error.code, detail=event.error.detail),
         retry=event.retry,
         retry_after_s=event.retry_after_s,
+        **paid(ev.bill(event)),
     )
+
+
+def _lost(here: dict[str, Any], event: ev.ModelLost) -> k.Kind:
+    """A call that the run gave up is over; one whose worker died is made again."""
+    if event.given_up:
+        error = Trouble(
+            code="model.given_up", detail="The run ended it: cancelled, interrupted or out of time or budget."
+        )
+        place: dict[str, Any] = {"frame": event.frame, "step": event.step, "attempt": event.attempt}
+        return k.ModelFinished(**here, **place, error=error, **paid(ev.bill(event)))
+    error = Trouble(code="worker.lost", detail="The worker that asked the model is gone; it is asked again.")
+    return k.ErrorSeen(**here, error=error, frame=event.frame, attempt=event.attempt, **paid(ev.bill(event)))
+
+
+def _spent(spent: Spent | None) -> dict[str, Any]:
+    if spent is None:
+        return {}
+    known = None if spent.unpriced else spent.usd_micros
+    return {"steps": spent.steps, "usage": usage(spent.usage), "cost": cost(known, estimated=spent.estimated > 0)}
 
 
 def _parts(message: Message | None) -> tuple[Part, ...]:

@@ -167,7 +167,7 @@ def _answers(route: Route, refs: dict[Any, Json]) -> Json:
 
 
 def _media(media: str, ref: Json) -> Json:
-    return {"schema": {"type": "string"}} if media == "text/event-stream" else {"schema": ref}
+    return {"schema": {"type": "string"}} if media in ("text/event-stream", "text/csv") else {"schema": ref}
 
 
 def _problems(route: Route) -> Json:

@@ -174,7 +174,7 @@ def seen(run: RunRow) -> shapes.Run:
         waits=tuple(waiting(run.id, one) for one in run.waits),
         steps=run.steps,
         usage=shapes.usage(run.usage),
-        cost=shapes.cost(run.usd_micros),
+        cost=shapes.cost(run.usd_micros, estimated=run.estimated_calls > 0),
         limits=limits_seen(run.limits),
         labels=run.labels,
         schedule=run.schedule,

@@ -2,12 +2,13 @@
 
 import base64
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from sojourn.api.agents.shapes import LimitsSeen, Spec, dollars
+from sojourn.loop.budget import Bill
 from sojourn.loop.messages import Usage as Tokens
 from sojourn.store.rows import PRIORITY_MAX, Status
 from sojourn.store.sharing.limits import HeldBack
@@ -114,11 +115,13 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """The part of the output that was thought."""
 
 
-class Cost(msgspec.Struct, frozen=True, kw_only=True):
+class Cost(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Money."""
 
     usd: str | None
     """US dollars as a decimal, null where a price is not known."""
+    estimated: bool = False
+    """Some of it is an estimate: a call was cut before its provider counted, or its provider never counts."""
 
 
 class Trouble(msgspec.Struct, frozen=True, kw_only=True):
@@ -207,9 +210,17 @@ def usage(tokens: Tokens) -> Usage:
     )
 
 
-def cost(usd_micros: int | None) -> Cost:
+def cost(usd_micros: int | None, *, estimated: bool = False) -> Cost:
     """Say micro-USD as a decimal."""
-    return Cost(usd=dollars(usd_micros))
+    return Cost(usd=dollars(usd_micros), estimated=estimated)
+
+
+def paid(bill: Bill | None) -> dict[str, Any]:
+    """What a call to a model took, as `usage` and `cost`, as far as anything is known of it."""
+    if bill is None:
+        return {}
+    counted = usage(bill.usage) if bill.usage != Tokens() else None
+    return {"usage": counted, "cost": cost(bill.usd_micros, estimated=bill.estimated)}
 
 
 def approval_id(run_id: str, wait: str) -> str:

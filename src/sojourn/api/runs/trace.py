@@ -17,11 +17,10 @@ import msgspec
 from msgspec.structs import replace
 
 from sojourn.api.events.public import is_end
-from sojourn.api.runs.shapes import Cost, Trouble, Usage, cost, usage
+from sojourn.api.runs.shapes import Cost, Trouble, Usage, cost, paid, usage
 from sojourn.loop import events as ev
 from sojourn.loop.continuation import Vote, Wait, frames, pending
 from sojourn.loop.machine import begin
-from sojourn.loop.messages import Usage as Tokens
 from sojourn.loop.step.decisions import over
 from sojourn.store.rows import RunRow
 
@@ -86,7 +85,7 @@ def trace(run: RunRow, rows: Iterable[Row]) -> Trace:
         model_attempts=sum(span.kind == "model" for span in spans),
         tool_attempts=sum(span.kind == "tool" for span in spans),
         usage=usage(run.usage),
-        cost=cost(run.usd_micros),
+        cost=cost(run.usd_micros, estimated=run.estimated_calls > 0),
     )
     return Trace(run_id=run.id, spans=spans, totals=totals)
 
@@ -113,13 +112,14 @@ class Book:
                 self._over(event.frame, event.at)
                 self._attempt(event, "model", self._step(event.frame, event.step, event.at), event.model)
             case ev.Compacted() if event.usage is not None:
-                self._summed_up(event, event.usage)
+                self._summed_up(event)
             case ev.Replied():
                 self._replied(event)
             case ev.ModelErred(error=error):
-                self._end(_id(event), event.at, "failed", error=Trouble(code=error.code, detail=error.detail))
+                trouble = Trouble(code=error.code, detail=error.detail)
+                self._end(_id(event), event.at, "failed", error=trouble, **paid(event.bill))
             case ev.ModelLost():
-                self._end(_id(event), event.at, "lost")
+                self._end(_id(event), event.at, "cancelled" if event.given_up else "lost", **paid(event.bill))
             case ev.Intended():
                 self._attempt(event, "tool", self._above(event.call, event.at), self.tools.get(event.call, "tool"))
             case ev.Returned():
@@ -160,8 +160,7 @@ class Book:
             "ok",
             provider=message.source.provider if message and message.source else None,
             first_token_ms=event.first_token_ms,
-            usage=usage(message.usage) if message and message.usage else None,
-            cost=cost(event.usd_micros),
+            **paid(ev.bill(event)),
         )
 
     def _turned(self, event: ev.Turned) -> None:
@@ -181,11 +180,11 @@ class Book:
         for wait in pending(begin(event)):
             self._ask(wait, event.at)
 
-    def _summed_up(self, event: ev.Compacted, used: Tokens) -> None:
+    def _summed_up(self, event: ev.Compacted) -> None:
         above = self.spans.get(_id(event))
         id_, begun = f"{_id(event)}/summary", above.started_at if above else event.at
         self._open(Span(id=id_, parent=_id(event), kind="summary", name=event.model, started_at=begun))
-        self._end(id_, event.at, "ok", usage=usage(used), cost=cost(event.usd_micros))
+        self._end(id_, event.at, "ok", **paid(ev.bill(event)))
 
     # ---- waits: which one ends is said, or follows from the machine's rules -------------------
 

@@ -26,7 +26,7 @@ from sojourn.loop.continuation import (
     frames,
     slots,
 )
-from sojourn.loop.events import Adopted
+from sojourn.loop.events import Adopted, ModelLost
 from sojourn.loop.machine import apply, begin, in_flight
 from sojourn.loop.messages import Message, Plain
 from sojourn.loop.policy import gate
@@ -108,7 +108,8 @@ def _adopted(base: Continuation, home: Home, how: Literal["import", "fork"], sou
 def _carried(agents: Agents, source: Continuation, at: datetime) -> Continuation:
     """The run without what was in flight, and without what anybody allowed."""
     for lost in in_flight(source, source.updated_at):  # then, not now: on its way no time was spent
-        source = apply(agents, source, lost)
+        unpaid = replace(lost, bill=None) if isinstance(lost, ModelLost) else lost  # the run that asked pays
+        source = apply(agents, source, unpaid)
     wait = _unvoted(source.wait)
     return replace(source, wait=wait, root=source.root if source.root.ended else _unallowed(agents, source.root, at))
 

@@ -6,14 +6,20 @@ it alone. The rules: LEVEL only grows, and a run asks for no more than what it h
 takes nothing away from those beside it.
 
     LEVEL 0    everything up to 0.4
+    LEVEL 1    what calls cost that gave no reply, pinned prices, and what a run cost that ended
 """
 
 from typing import Final
 
-LEVEL: Final = 0
+from sojourn.loop.continuation import Continuation, frames
+
+LEVEL: Final = 1
 """What this release can read."""
 
 
 def needed(value: object) -> int:
     """The level that it takes to read a continuation, an event or an agent."""
-    return 0
+    if not isinstance(value, Continuation):
+        return 0
+    spent, asked = value.spent, any(frame.turn.least for frame in frames(value.root))
+    return int(value.root.ended or asked or bool(value.prices or spent.estimated or spent.unpriced))

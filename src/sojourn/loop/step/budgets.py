@@ -11,10 +11,10 @@ from math import ceil, inf
 
 from msgspec.structs import replace
 
-from sojourn.loop.budget import Held, Limits, Room, Spent, charge_step, charge_tokens, exhausted
+from sojourn.loop import events as ev
+from sojourn.loop.budget import Held, Limits, Pin, Room, Spent, exhausted
+from sojourn.loop.budget import charge as charged
 from sojourn.loop.continuation import Call, Continuation, Failure, Frame, frames, path
-from sojourn.loop.events import Compacted, Intended, ModelAsked, Replied
-from sojourn.loop.messages import Usage
 from sojourn.loop.step.ending import failed, settle
 from sojourn.loop.step.pauses import asks
 from sojourn.loop.step.tree import at_frame, put
@@ -146,15 +146,14 @@ def _open(continuation: Continuation) -> Iterator[Pool]:
     return (pools[-1] for frame, pools in walk(continuation) if frame is pools[-1].frame and not frame.ended)
 
 
-def charge(continuation: Continuation, event: object) -> Continuation:
+def charge(continuation: Continuation, event: ev.Event) -> Continuation:
     """The run, and the sub-agents round the place of the event, once it is paid for."""
     match event:
-        case Replied(frame=place, message=message):
-            usage, cost = (message.usage if message else None) or Usage(), event.usd_micros or 0
-            return _charged(continuation, place, lambda spent: charge_step(spent, usage, cost))
-        case Compacted(frame=place, usage=usage, usd_micros=cost) if usage is not None:
-            return _charged(continuation, place, lambda spent: charge_tokens(spent, usage, cost or 0))
-        case Intended(attempt=1, call=uid):
+        case ev.Replied() | ev.ModelErred() | ev.ModelLost() | ev.Compacted():
+            if (bill := ev.bill(event)) is not None:
+                steps = int(isinstance(event, ev.Replied))
+                return _charged(continuation, event.frame, lambda spent: charged(spent, bill, steps=steps))
+        case ev.Intended(attempt=1, call=uid):
             place = uid.rpartition("/")[0] or "/"
             return _charged(continuation, place, lambda spent: replace(spent, tool_calls=spent.tool_calls + 1))
     return continuation
@@ -165,6 +164,13 @@ def _charged(continuation: Continuation, place: str, pay: Callable[[Spent], Spen
     for frame in path(root, place)[1:]:
         root = at_frame(root, frame.id, lambda f: replace(f, spent=pay(f.spent))) or root
     return replace(continuation, root=root, spent=pay(continuation.spent))
+
+
+def pinned(continuation: Continuation, event: ev.ModelAsked) -> Continuation:
+    """The run with the price of a model that it asks for the first time."""
+    if event.tariff is None or any(pin.model == event.model for pin in continuation.prices):
+        return continuation
+    return replace(continuation, prices=(*continuation.prices, Pin(event.model, event.tariff)))
 
 
 # ---- bounding --------------------------------------------------------------------------------
@@ -211,7 +217,7 @@ def _stop(continuation: Continuation, pool: Pool, limit: str, *, starved: list[F
     return replace(continuation, root=root)
 
 
-def announced(continuation: Continuation, event: ModelAsked, frame: Frame) -> Continuation | None:
+def announced(continuation: Continuation, event: ev.ModelAsked, frame: Frame) -> Continuation | None:
     """What becomes of a model call that there is no room for; the run itself where there is room.
 
     None where room may come back with the calls that are in flight; else the pool is exhausted.

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from sojourn.loop.budget import Held
 from sojourn.loop.continuation import Call, Failure, Frame, Turn
-from sojourn.loop.events import ModelErred, Replied
+from sojourn.loop.events import ModelAsked, ModelErred, Replied
 from sojourn.loop.step.calls import Agents, open_call
 from sojourn.loop.step.ending import failed
 
@@ -57,14 +57,14 @@ def retry(agents: Agents, frame: Frame, event: ModelErred) -> Frame:
     return failed(frame, event.error)
 
 
-def ask_model(frame: Frame, held: Held) -> Frame:
+def ask_model(frame: Frame, event: ModelAsked) -> Frame:
     """Announce the model call, and set aside what it may cost."""
-    return replace(frame, turn=replace(frame.turn, sent=True, held=held))
+    return replace(frame, turn=replace(frame.turn, sent=True, held=event.held, least=event.least))
 
 
 def again(frame: Frame) -> Frame:
     """Make the model call once more, as a new attempt."""
-    return replace(frame, turn=replace(frame.turn, attempt=frame.turn.attempt + 1, sent=False, held=Held()))
+    return replace(frame, turn=replace(frame.turn, attempt=frame.turn.attempt + 1, sent=False, held=Held(), least=None))
 
 
 def _backoff_s(frame: Frame, failures: int) -> float:

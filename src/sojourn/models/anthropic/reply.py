@@ -91,6 +91,7 @@ class MessagesReply:
 
     def __init__(self, request: Request, provider: str, *, message_id: str) -> None:
         self.done = False
+        self.told: Usage | None = None
         self._source = Source(dialect="anthropic", provider=provider, model=request.model)
         self._message_id = message_id
         self._blocks: dict[int, _Open] = {}
@@ -163,11 +164,12 @@ class MessagesReply:
             return
         usage = counted(_Usage, told, provider=self._source.provider)
         if usage is None:
-            self._usage = None
+            self._usage = self.told = None
             return
         for name in _Usage.__struct_fields__:
             if (value := getattr(usage, name)) is not None:
                 setattr(self._usage, name, max(value, 0))
+        self.told = self._normalised()
 
     def message(self) -> Message:
         """Assemble the message. Raises ModelFailed when the reply was never finished."""
@@ -184,7 +186,7 @@ class MessagesReply:
             parts=tuple(parts),
             source=msgspec.structs.replace(self._source, response_id=self._started.id),
             stop=_STOPS.get(self._stop_reason or "", "other"),
-            usage=self._normalised(),
+            usage=self.told,
         )
 
     def _part(self, block: _Open) -> Part | None:

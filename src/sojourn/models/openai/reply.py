@@ -105,6 +105,7 @@ class ChatReply:
 
     def __init__(self, request: Request, provider: str, *, message_id: str) -> None:
         self.done = False
+        self.told: Usage | None = None
         self._source = Source(dialect="openai", provider=provider, model=request.model)
         self._message_id = message_id
         self._response_id = ""
@@ -116,7 +117,6 @@ class ChatReply:
         self._details: list[dict[str, Any]] = []
         self._calls: list[_Call] = []
         self._slots: dict[int, _Call] = {}
-        self._usage: Any = None
 
     def feed(self, data: bytes) -> Sequence[Delta]:
         """Take in one chunk. Raises ModelFailed."""
@@ -130,13 +130,18 @@ class ChatReply:
         if chunk.id and not self._response_id:
             self._response_id = chunk.id
         if chunk.usage:
-            self._usage = chunk.usage
+            self._count(chunk.usage)
         if not chunk.choices:
             return ()
         choice = chunk.choices[0]
         if choice.finish_reason:
             self._finish = choice.finish_reason
         return self._take(choice.delta) if choice.delta else ()
+
+    def _count(self, told: Any) -> None:
+        """Take in counts; they are totals, and some servers tell them with every chunk."""
+        usage = counted(_Usage, told, provider=self._source.provider)
+        self.told = _normalised(usage) if usage else None
 
     @property
     def finished(self) -> bool:
@@ -232,14 +237,13 @@ class ChatReply:
             raise interrupted_by(provider, Problem())
         if any(not call.name for call in self._calls):
             raise not_promised(provider, "sent a tool call without a name")
-        usage = counted(_Usage, self._usage, provider=provider) if self._usage else None
         return Message(
             id=self._message_id,
             role="assistant",
             parts=self._parts(),
             source=msgspec.structs.replace(self._source, response_id=self._response_id),
             stop=self._stop(),
-            usage=_normalised(usage) if usage else None,
+            usage=self.told,
         )
 
     def _parts(self) -> tuple[Part, ...]:

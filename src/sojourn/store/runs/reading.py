@@ -19,8 +19,8 @@ from sojourn.store.rows import DeadLetter, RunFilter, RunPage, RunRow
 COLUMNS = """
 select id, session_id, user_id, agent_name, agent_version, agent_digest, status, priority, seq, created_at, start_at,
     started_at, finished_at, input, result, error_code, error_detail, steps, input_tokens, cache_read_tokens,
-    cache_write_tokens, output_tokens, reasoning_tokens, usd_micros, limits, waits, labels, schedule, fire_at,
-    quarantined_at, quarantined_claims, lost_workers
+    cache_write_tokens, output_tokens, reasoning_tokens, usd_micros, estimated_calls, limits, waits, labels, schedule,
+    fire_at, quarantined_at, quarantined_claims, lost_workers
 from run where tenant = (select scope_tenant())
 """
 # The ids are ordered by time, so the primary key is the order of a page.
@@ -117,6 +117,7 @@ def _run(row: asyncpg.Record) -> RunRow:
             reasoning=row["reasoning_tokens"],
         ),
         usd_micros=row["usd_micros"],
+        estimated_calls=row["estimated_calls"],
         limits=_limits.decode(row["limits"]),
         waits=_waits.decode(row["waits"]) if row["waits"] else (),
         labels=_labels.decode(row["labels"]),

@@ -21,7 +21,7 @@ import msgspec
 from sojourn.errors import LeaseLost, SojournError, TooNew, Unreadable
 from sojourn.loop import events as ev
 from sojourn.loop.continuation import Wait
-from sojourn.loop.machine import apply
+from sojourn.loop.machine import apply, given_up
 from sojourn.loop.moving.levels import needed
 from sojourn.store.commits import Committer, MailWaits, Ring
 from sojourn.store.db import Connection, Database
@@ -31,6 +31,7 @@ from sojourn.store.runs.quarantine import bury
 from sojourn.store.runs.snapshots import thaw
 from sojourn.store.stops.matching import NAMES_RUN, NAMES_SESSION
 from sojourn.store.stops.orders import COLUMNS, Stop
+from sojourn.store.tenant import usage
 
 log = logging.getLogger("sojourn.store")
 
@@ -187,17 +188,22 @@ async def _end(db: Database, nobody: Committer, row: asyncpg.Record, event: ev.C
     except (TooNew, Unreadable):
         await bury(db, NOBODY, (row["id"], row["fence"]), event)
         return
-    events = (event, ev.Turned(at=event.at, phase="cancelled"))
-    after = before
-    for one in events:
-        after = apply({}, after, one)  # no agent is asked: what has ended does nothing more
+    ended = apply({}, before, event)  # no agent is asked: what has ended does nothing more
+    lost = given_up(before, ended, event)  # its worker died, and nobody took it over
+    after, ledger = before, []
+    for one in (*lost, event):
+        ledger += [paid] if (paid := usage.entry(after, one)) else []
+        after = apply({}, after, one)
+    turned = ev.Turned(at=event.at, phase="cancelled", spent=after.spent)
+    after = apply({}, after, turned)
     commit = Commit(
         tenant=row["tenant"],
         run_id=row["id"],
         fence=row["fence"],
         before_seq=before.rev,
         after=after,
-        events=events,
+        events=(*lost, event, turned),
+        ledger=tuple(ledger),
         inbox_ids=tuple(row["mail"]),
         release=Release(status="cancelled"),
     )
