@@ -32,8 +32,8 @@ from bench.processor import own_s
 from bench.readers import Readers
 from sojourn.api.app import build
 from sojourn.api.parts import DELTA_BELL, INBOX_BELL, RUN_BELL, WORK_BELL, Api
-from sojourn.identity.roots import RootKeys
-from sojourn.identity.vault import Vault
+from sojourn.identity.secrets.roots import RootKeys
+from sojourn.identity.secrets.vault import Vault
 from sojourn.models.model import Endpoint
 from sojourn.settings import Settings
 from sojourn.store import embedded

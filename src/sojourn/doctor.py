@@ -18,7 +18,7 @@ from sojourn import __version__
 from sojourn.errors import Invalid, SojournError, StoreUnavailable
 from sojourn.identity.issuers import Issuer
 from sojourn.identity.jwks import KeySet
-from sojourn.identity.vault import missing_in
+from sojourn.identity.secrets.vault import missing_in
 from sojourn.settings import Settings
 from sojourn.store import health, migrate
 from sojourn.store.db import Database

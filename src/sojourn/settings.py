@@ -166,6 +166,23 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     window_tokens_default: int = 128_000
     """What a model holds of which nobody says it."""
 
+    webhooks_http_allowed: bool = False
+    """Let tenants' webhooks have http:// URLs, which whoever is on the way can read."""
+    webhook_hosts_allowed: str = ""
+    """Hosts, with commas between, that webhooks may reach although their addresses are not the public internet's."""
+    alerts_every_s: Seconds = 60.0
+    """How often the alerts are looked for, by one process of all."""
+    alert_spend_times: Annotated[float, Meta(ge=1)] = 2.0
+    """A day's spending is told once it is so many times the mean of the 7 days before,"""
+    alert_spend_floor_usd_micros: Count = 10_000_000
+    """and more than this: of a user, an agent or a tenant."""
+    alert_errors_share: Annotated[float, Meta(gt=0, lt=1)] = 0.5
+    """An agent is told of whose runs of the last hour failed by more than this share,"""
+    alert_errors_min: Count = 5
+    """and at least so many."""
+    alert_queue_s: Seconds = 300.0
+    """A tenant is told that its oldest ready run has waited for longer than this."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "text"] = "auto"
     """`auto` writes text to a terminal and JSON lines elsewhere."""

@@ -28,8 +28,8 @@ from sojourn import logs
 from sojourn.api.app import build
 from sojourn.api.parts import Api
 from sojourn.errors import Forbidden, Invalid, NotFound, StoreUnavailable
-from sojourn.identity.roots import RootKeys
-from sojourn.identity.vault import Vault, unlocked
+from sojourn.identity.secrets.roots import RootKeys
+from sojourn.identity.secrets.vault import Vault, unlocked
 from sojourn.models.endpoints import Endpoints
 from sojourn.models.prices import Prices, usd
 from sojourn.sandboxes.bwrap import BwrapProvider

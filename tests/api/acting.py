@@ -19,7 +19,7 @@ SECRETS = ("the prompt", "the command", "the reason", "sj_")
 
 async def everything(api: Served, player: Player) -> list[Told]:
     """Do it all, and give what the log should say of it, in order."""
-    parts = (_keys, _agents, _schedules, _issuers, _stops, _approvals, _budgets, _moves, _deletions)
+    parts = (_keys, _agents, _schedules, _issuers, _webhooks, _stops, _approvals, _budgets, _moves, _deletions)
     return [told for part in parts async for told in part(api, player)]
 
 
@@ -36,6 +36,16 @@ async def _keys(api: Served, player: Player) -> AsyncIterator[Told]:
     yield "key.replace", key
     await made(api, f"/v1/keys/{key}", method="DELETE")
     yield "key.revoke", key
+
+
+async def _webhooks(api: Served, player: Player) -> AsyncIterator[Told]:
+    wanted = {"url": "https://example.org/the-prompt", "events": ["run.*"]}
+    webhook = (await made(api, "/v1/webhooks", wanted))["id"]
+    yield "webhook.create", webhook
+    await made(api, f"/v1/webhooks/{webhook}", {"disabled": True}, "PATCH")
+    yield "webhook.change", webhook
+    await made(api, f"/v1/webhooks/{webhook}", method="DELETE")
+    yield "webhook.delete", webhook
 
 
 async def _agents(api: Served, player: Player) -> AsyncIterator[Told]:

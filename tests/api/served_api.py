@@ -26,8 +26,8 @@ from sojourn.api.parts import (
     WORK_BELL,
     Api,
 )
-from sojourn.identity.roots import RootKeys
-from sojourn.identity.vault import unlocked
+from sojourn.identity.secrets.roots import RootKeys
+from sojourn.identity.secrets.vault import unlocked
 from sojourn.loop.agent import Tool
 from sojourn.models.model import Endpoint
 from sojourn.sandboxes.sandbox import Provider

@@ -30,6 +30,9 @@ NOT_TOLD = {
     "POST /v1/sessions/{session_id}/close": "nothing is lost by it",
     "PUT /v1/sessions/{session_id}/files/{path}": "the runs of the session write them, too",
     "DELETE /v1/sessions/{session_id}/files/{path}": "the runs of the session delete them, too",
+    "POST /v1/webhooks/{webhook_id}/test": "the deliveries tell it",
+    "POST /v1/webhooks/{webhook_id}/retry": "the deliveries tell it",
+    "POST /v1/alerts/{alert_id}/ack": "the alert tells who has seen it",
     "POST /v1/blobs": "it is data, and goes when nothing names it",
 }
 """The routes that change something and write nothing into the audit log, and why."""
@@ -123,7 +126,8 @@ async def test_what_a_key_does_not_allow_is_told_once_an_hour(api: Served) -> No
 
 NAMES = {
     "run_id": "run_" + "0" * 26, "session_id": "ses_" + "0" * 26, "key_id": "key_" + "0" * 20, "name": "analyst",
-    "stop_id": "stp_" + "0" * 26, "issuer": "ed25519:" + "A" * 43, "approval_id": f"run_{'0' * 26}.Lw",
+    "stop_id": "stp_" + "0" * 26, "webhook_id": "whk_" + "0" * 26, "issuer": "ed25519:" + "A" * 43,
+    "approval_id": f"run_{'0' * 26}.Lw",
 }  # fmt: skip
 
 

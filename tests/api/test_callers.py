@@ -66,14 +66,23 @@ async def things(api: Served, player: Player) -> dict[str, str]:
     seal = (await api.post("/v1/seals/rotate")).json["data"][0]["issuer"]
     blob = (await api.call("POST", "/v1/blobs", data=b"notes")).json["digest"]
     stop = (await api.post("/v1/admin/stops", {"what": "user", "id": "nobody"})).json["id"]
+    webhook = (await api.post("/v1/webhooks", {"url": "https://example.org"})).json["id"]
+    async with api.parts.database.engine() as engine:
+        alert = await engine.fetchval(OPENED, "acme")
     return {
         "run_id": made["run_id"], "session_id": made["session_id"], "name": "analyst", "version": "1",
         "approval_id": wait["approval"], "key_id": key, "path": "a.csv", "digest": blob,
         "issuer": seal, "stop_id": stop,
+        "webhook_id": webhook, "alert_id": alert,
     }  # fmt: skip
 
 
+OPENED = """
+insert into alert (tenant, id, kind, what, value, bound, detail, opened_at)
+values ($1, fresh_id('alr'), 'queue', 'tenant', 1, 1, 'it waits', now()) returning id
+"""
 BODIES: dict[str, Any] = {
+    "/v1/webhooks/{webhook_id}": {"disabled": True},
     "/v1/runs/{run_id}/messages": {"input": "hello"},
     "/v1/agents/{name}/versions": {"model": "sim:one"},
     "/v1/agents/{name}/live": {"version": 1},
@@ -102,7 +111,15 @@ async def test_another_tenants_session_and_agent_cannot_be_used_in_a_body(api: S
 
 
 async def test_another_tenants_lists_are_empty(api: Served, things: dict[str, str]) -> None:
-    for path in ("/v1/runs", "/v1/sessions", "/v1/agents", "/v1/schedules", "/v1/approvals"):
+    for path in (
+        "/v1/runs",
+        "/v1/sessions",
+        "/v1/agents",
+        "/v1/schedules",
+        "/v1/approvals",
+        "/v1/webhooks",
+        "/v1/alerts",
+    ):
         assert (await api.get(path)).json["data"], path
         assert (await api.get(path, key=api.other)).json["data"] == [], path
     assert things["key_id"] not in str((await api.get("/v1/keys", key=api.other)).json)

@@ -15,7 +15,7 @@ from sojourn.api.app import served
 from sojourn.sandboxes.bwrap import BwrapProvider
 from sojourn.store.db import Database
 
-EMPTY = {"purge", "stopped_run", "secret"}
+EMPTY = {"purge", "stopped_run", "secret", "spend_day"}
 """What workers alone write, and delete again; and what no route writes yet."""
 UNCLONED = {"api_key", "seal_key", "data_key", "audit", "audit_head"}
 """A key opens one tenant; and the log of what was done to a tenant is its own."""

@@ -100,6 +100,11 @@ CALLS: dict[str, list[dict[str, Any]]] = {
         {"json": {"decision": "approve"}}, {"json": {"decision": "reject", "rev": 1}},
         {"json": {"decision": "extend", "limits": {"steps": 9}}},
     ],
+    "POST /v1/webhooks": [{"json": {"url": "https://example.org/x"}}],
+    "PATCH /v1/webhooks/{webhook_id}": [{"json": {"disabled": True}}],
+    "GET /v1/webhooks/{webhook_id}/deliveries": [{}, {"params": {"after": "{delivery_id}", "state": "waiting"}}],
+    "POST /v1/webhooks/{webhook_id}/retry": [{}, {"json": {"deliveries": ["{delivery_id}"]}}],
+    "GET /v1/alerts": [{}, {"params": {"all": "true", "after": "{alert_id}"}}],
     "POST /v1/keys": [{"json": {"name": "x", "user": "{user}"}}],
     "POST /v1/admin/stops": [
         {"json": {"what": what, "id": named, "mode": "hold"}}
@@ -111,6 +116,12 @@ CALLS: dict[str, list[dict[str, Any]]] = {
 }  # fmt: skip
 """By route; where the route has nothing but a path, it needs no entry."""
 EXCEPT = {"GET /metrics": "it counts all tenants, for operators"}
+
+
+ALERT = """
+insert into alert (tenant, id, kind, what, value, bound, detail, opened_at)
+values ('acme', $1, 'queue', 'tenant', 1, 1, $2, now())
+"""
 
 
 async def furnish(api: Served, player: Player) -> Names:
@@ -131,6 +142,10 @@ async def furnish(api: Served, player: Player) -> Names:
     elsewhere = exported_runs.sealed(exported_runs.export(FOREIGN.state, FOREIGN.agents))
     await made(api, "/v1/runs/import", data=elsewhere, headers={"Content-Type": "application/json"})
     stop = await made(api, "/v1/admin/stops", {"what": "user", "id": "nobody", "reason": f"reason {MARK}"})
+    webhook = await made(api, "/v1/webhooks", {"url": "https://example.org/x", "description": f"told {MARK}"})
+    delivery = await made(api, f"/v1/webhooks/{webhook['id']}/test")
+    async with api.parts.database.engine() as engine:
+        await engine.execute(ALERT, alert := api.parts.new_id("alr"), f"alert {MARK}")
     blob = (await api.call("POST", "/v1/blobs", data=PICTURE, headers={"Content-Type": "image/png"})).json
     once = {"Idempotency-Key": f"key {MARK}"}
     for _ in range(2):
@@ -140,6 +155,7 @@ async def furnish(api: Served, player: Player) -> Names:
     return names | {
         "key_id": key["id"], "stop_id": stop["id"], "digest": blob["digest"], "once": once["Idempotency-Key"],
         "issuer": export.json["issuer"], "export": export.body.decode(), "picture": PICTURE.decode("latin-1"),
+        "webhook_id": webhook["id"], "delivery_id": delivery["id"], "alert_id": alert,
         "tenant": "acme", "session_id": session, "path": "data/a.csv",
     }  # fmt: skip
 
@@ -229,7 +245,8 @@ def same(reply: Reply, names: Names) -> dict[str, Any]:
         for value in told:
             text = text.replace(value, "<name>").replace(msgspec.json.encode(value).decode()[1:-1], "<name>")
         for pattern in (
-            r"(run|ses|key|stp|msg|req)_[0-9A-Za-z]{16,40}(\.[\w-]+)?", r"sj_[\w-]{5,}", r"sha256:[0-9a-f]{64}",
+            r"(run|ses|key|stp|msg|whk|alr|req)_[0-9A-Za-z]{16,40}(\.[\w-]+)?", r"(sj|whsec)_[\w+/=-]{5,}",
+            r"sha256:[0-9a-f]{64}",
             r"ed25519:[\w-]{43}", r"\d{4}-\d\d-\d\dT\d\d:\d\d:[\d.]+(Z|\+00:00)", r'"(rival|third)"', r'"[0-9a-f]{64}"',
         ):  # fmt: skip
             text = re.sub(pattern, "<any>", text)

@@ -18,7 +18,7 @@ import pytest
 from test_operator import console
 from tests.worker.restarted import Company, Follower, asks, company, plays
 
-from sojourn.identity.roots import root_id
+from sojourn.identity.secrets.roots import root_id
 from sojourn.models.simulator.script import Call, Script
 
 SCRIPT = Script(

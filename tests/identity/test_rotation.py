@@ -16,10 +16,11 @@ from msgspec.structs import replace
 from tests.store.scripted_runs import blocked, enter, submit
 
 from sojourn.errors import Invalid, NotFound
-from sojourn.identity import roots, rotation, seal
-from sojourn.identity.roots import RootKeys
-from sojourn.identity.rotation import Done, Wanted
-from sojourn.identity.vault import Vault, unlocked
+from sojourn.identity import seal
+from sojourn.identity.secrets import roots, rotation
+from sojourn.identity.secrets.roots import RootKeys
+from sojourn.identity.secrets.rotation import Done, Wanted
+from sojourn.identity.secrets.vault import Vault, unlocked
 from sojourn.store.db import Database
 from sojourn.store.retention import expiry
 from sojourn.store.rows import Principal

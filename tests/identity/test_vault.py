@@ -9,9 +9,10 @@ import pytest
 from tests.store.scripted_runs import enter
 
 from sojourn.errors import Forbidden, Invalid, NotFound, StoreUnavailable, Unavailable
-from sojourn.identity import envelope, roots, seal
-from sojourn.identity.roots import RootKeys
-from sojourn.identity.vault import Vault, unlocked
+from sojourn.identity import seal
+from sojourn.identity.secrets import envelope, roots
+from sojourn.identity.secrets.roots import RootKeys
+from sojourn.identity.secrets.vault import Vault, unlocked
 from sojourn.store.db import Database
 from sojourn.store.tenant import issuers, keys
 

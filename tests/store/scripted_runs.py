@@ -20,6 +20,7 @@ from sojourn.store import queue, runs, stops
 from sojourn.store.commits import Committer
 from sojourn.store.db import Connection, Database
 from sojourn.store.deltas import DeltaWriter
+from sojourn.store.notices import webhooks
 from sojourn.store.rows import Claimed, Commit, LedgerRow, NewRun, Release, ScheduleRow, StopOrder
 from sojourn.store.rows import Principal as Caller
 from sojourn.store.tenant import blobs, catalog, idempotency, issuers, keys, schedules, sessions
@@ -28,6 +29,10 @@ from sojourn.store.vault.sealed import Secret, Wrapped
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 AGENT = Agent(name="clerk", version=1, models=("sim:a",), tools=(Tool(name="look", effect="read"),))
+OPENED = """
+insert into alert (tenant, id, kind, what, value, bound, detail, opened_at)
+values ($1, fresh_id('alr'), 'queue', 'tenant', 1, 1, 'it waits', now())
+"""
 numbers = itertools.count(1)
 
 
@@ -243,9 +248,18 @@ async def furnish(database: Database, tenant: str) -> Caller:
             await runs.arrive(conn, replace(hand.state, run_id="run_elsewhere"), run_id)
             new = stops.NewStop(tenant=tenant, what="user", target="nobody")
             stop = await stops.make(conn, new, stop_id=new_id("stp"), by="ann")
+            await webhooks.create(conn, webhook(), secret=bytes(32))
         await stops.note(database, hand.claimed, [StopOrder(id=stop.id, mode="cancel", reason="")])
         await hand.commit(release=Release(status="suspended"))
+        async with database.engine() as engine:
+            await engine.execute(OPENED, tenant)
     return caller
+
+
+def webhook(url: str = "https://example.org", *events: str) -> webhooks.WebhookRow:
+    return webhooks.WebhookRow(
+        id=new_id("whk"), url=url, events=events or ("*",), description="", made_by="ann", created_at=AT
+    )
 
 
 def scheduled(caller: Caller, name: str = "nightly", *, due_at: datetime | None = None) -> ScheduleRow:

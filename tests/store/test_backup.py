@@ -13,8 +13,8 @@ from scripted_runs import blocked, enter, furnish, hired, submit
 from test_catalogue import violations
 
 from sojourn.errors import Conflict, Invalid
-from sojourn.identity.roots import RootKeys
-from sojourn.identity.vault import unlocked
+from sojourn.identity.secrets.roots import RootKeys
+from sojourn.identity.secrets.vault import unlocked
 from sojourn.store import migrate
 from sojourn.store.backup import container
 from sojourn.store.backup.container import Checked, Files, Footer, Header, Writer

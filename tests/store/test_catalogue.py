@@ -4,10 +4,11 @@ from sojourn.store.db import Connection, Database
 
 WITHOUT_TENANT = {
     "worker", "worker_lock", "call_share", "scope_key", "hook_key", "schema_migration", "tidying", "broker", "root_key",
+    "alert_round",
 }  # fmt: skip
 ENGINE_SEES_ALL = {
     "tenant", "agent", "run", "inbox", "journal", "message", "ledger", "delta", "agent_spec", "session", "purge",
-    "stop", "stopped_run",
+    "stop", "stopped_run", "webhook", "webhook_delivery", "alert", "spend_day",
 }  # fmt: skip
 TIDIED = {
     "session", "run", "inbox", "journal", "message", "ledger", "delta", "blob", "blob_use", "blob_tally", "purge",
@@ -16,7 +17,7 @@ TIDIED = {
 """What the doors of retention delete from."""
 KEYRING_SEES_ALL = {
     "tenant", "api_key", "seal_key", "trusted_issuer", "schedule", "stop", "rate", "idempotency", "agent", "audit",
-    "audit_head", "data_key", "secret", *TIDIED,
+    "audit_head", "data_key", "secret", "webhook", "webhook_delivery", *TIDIED,
 }  # fmt: skip
 NOTHING_SAID = {"purge", "blob_use", "blob_tally"}
 SECRET_TO_DOORS = {"event", "body", "data", "items", "snapshot", "result", "input", "spec"}
@@ -26,9 +27,9 @@ FROM_DOORS_ALONE = {"api_key", "seal_key", "trusted_issuer", "audit", "audit_hea
 SERVERS_OWN = {
     ("worker", "sojourn_engine"), ("worker", "sojourn_keyring"), ("call_share", "sojourn_engine"),
     ("worker_lock", "sojourn_engine"), ("root_key", "sojourn_api"), ("root_key", "sojourn_keyring"),
-    ("tidying", "sojourn_engine"), ("tidying", "sojourn_keyring"),
+    ("alert_round", "sojourn_engine"), ("tidying", "sojourn_engine"), ("tidying", "sojourn_keyring"),
 }  # fmt: skip
-API_DELETES = {"idempotency", "schedule", "secret"}
+API_DELETES = {"idempotency", "schedule", "secret", "webhook"}
 DEFINERS = {
     "scope": {"sojourn_api", "sojourn_engine"},
     "authenticate": {"sojourn_api"},
@@ -66,6 +67,9 @@ DEFINERS = {
     "take_rates": {"sojourn_engine"},
     "expire_rates": {"sojourn_engine"},
     "audit_act": {"sojourn_api"},
+    "announce_run": set(),
+    "announce_alert": set(),
+    "sign_delivery": {"sojourn_engine"},
 }
 OURS = {"sojourn_owner", "sojourn_keyring", "sojourn_api", "sojourn_engine"}
 NOT_EXTENSION = "not exists (select from pg_depend d where d.objid = {}.oid and d.deptype = 'e')"

@@ -16,7 +16,7 @@ from sojourn.store.tenant import keys, sessions
 TABLES = [
     "tenant", "api_key", "agent", "agent_version", "agent_spec", "session", "run", "journal", "message", "ledger",
     "delta", "blob", "blob_use", "blob_tally", "idempotency", "seal_key", "trusted_issuer", "imported_run", "schedule",
-    "fire", "stop", "stopped_run", "audit", "audit_head", "data_key", "secret",
+    "fire", "stop", "stopped_run", "audit", "audit_head", "data_key", "secret", "webhook", "webhook_delivery", "alert",
 ]  # fmt: skip
 
 
@@ -120,6 +120,10 @@ WRITES = {
     "data_key": "insert into data_key (tenant, id, root_key, wrapped) select $1, 'dk', id, ''::bytea from root_key",
     "secret": "insert into secret (tenant, name, version, data_key, sealed) values ($1, 'new', 1, 'dk_1', '')",
     "fire": "insert into fire (tenant, id, schedule) values ($1, 'run_x', 'nightly')",
+    "webhook": "insert into webhook (tenant, id, url, events, secret, made_by) select $1, 'whk_0123456789abcdef',"
+    " 'https://example.org', '{*}', sha256('x'), scope_user()",
+    "webhook_delivery": "insert into webhook_delivery (tenant, id, webhook_id, type, body, due_at)"
+    " values ($1, 'msg_0123456789abcdef', 'whk_0123456789abcdef', 'run.failed', '{}', now())",
 }
 
 
@@ -148,6 +152,10 @@ CHANGES = [
     "delete from schedule",
     "delete from secret",
     "update stop set lifted_by = 'ann', lifted_at = now()",
+    "update webhook set url = 'https://example.com', disabled_at = null, disabled_code = null",
+    "update webhook_delivery set due_at = now(), delivered_at = null, dead_at = null",
+    "update alert set acked_at = now(), acked_by = 'ann'",
+    "delete from webhook",
 ]
 
 
@@ -181,6 +189,19 @@ REFUSED = [
     "insert into schedule (tenant, name, user_id, key_id, spec, since)"
     " values ('acme', 'new', 'root', (scope())[3], '{}', now())",
     "update fire set schedule = 'x'",
+    "select secret from webhook",
+    "select * from webhook",
+    "update webhook set secret = sha256('x')",
+    "insert into webhook (tenant, id, url, events, secret, made_by)"
+    " values ('acme', 'whk_0123456789abcdef', 'https://example.org', '{*}', sha256('x'), 'root')",
+    "select sign_delivery('rival', 'msg_1', 1)",
+    "select announce('rival', 'run.failed', '{}')",
+    "update webhook_delivery set body = '{}'",
+    "delete from webhook_delivery",
+    "update alert set closed_at = now()",
+    "delete from alert",
+    "select * from spend_day",
+    "select * from alert_round",
     "delete from fire",
     "insert into run (tenant, id, session_id, user_id, agent_name, agent_version, agent_digest, seq, limits, labels,"
     " snapshot, status) values ('acme', 'run_x', 'ses_x', 'local', 'a', 1, 'd', 1, '{}', '{}', '', 'running')",

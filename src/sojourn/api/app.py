@@ -24,6 +24,7 @@ from sojourn.api.events.hub import Hub
 from sojourn.api.http import guard
 from sojourn.api.http.gate import Gate
 from sojourn.api.http.meter import Meter
+from sojourn.api.notices import alerts, webhooks
 from sojourn.api.operations import health, metrics
 from sojourn.api.parts import Api
 from sojourn.api.rates.known import Known
@@ -107,6 +108,8 @@ def served() -> tuple[Route, ...]:
         *stops.ROUTES,
         *audit.ROUTES,
         *usage.ROUTES,
+        *webhooks.ROUTES,
+        *alerts.ROUTES,
         *health.routes(),
         *metrics.ROUTES,
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from sojourn.identity.vault import Vault
+from sojourn.identity.secrets.vault import Vault
 from sojourn.loop.agent import Tool
 from sojourn.loop.messages import Usage
 from sojourn.models.model import Models

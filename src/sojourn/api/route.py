@@ -32,6 +32,8 @@ NAMES: Mapping[str, str] = {
     "session_id": f"ses_{ID}",
     "key_id": f"key_{ID}",
     "stop_id": f"stp_{ID}",
+    "webhook_id": f"whk_{ID}",
+    "alert_id": f"alr_{ID}",
     "digest": "sha256:[0-9a-f]{64}",
     "issuer": "ed25519:[A-Za-z0-9_-]{43}",
     "approval_id": f"run_{ID}\\.[A-Za-z0-9_-]{{1,400}}",

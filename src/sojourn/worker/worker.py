@@ -26,6 +26,7 @@ from sojourn.store.rows import Claimed, IdleSession
 from sojourn.store.sharing import rates
 from sojourn.store.tenant import idempotency
 from sojourn.worker.drive import Drive
+from sojourn.worker.notices.sending import Sender
 from sojourn.worker.parts import Parts
 from sojourn.worker.stop import Stop, ended
 from sojourn.worker.upkeep.sessions import WANTED, clear, put_away, put_away_idle
@@ -90,7 +91,7 @@ class Worker:
         """Work until it is told to stop, then drain."""
         self.stop = stop
         await self._register()
-        bell = self.parts.doorbell
+        bell, sender = self.parts.doorbell, Sender(self.parts)
         ears = (bell.subscribe(name) for name in ("sojourn_work", "sojourn_inbox", WANTED, "sojourn_stop"))
         with ExitStack() as stack:
             work, mail, wanted, ordered = map(stack.enter_context, ears)
@@ -105,6 +106,8 @@ class Worker:
                 asyncio.create_task(self._repeat(self._expire, wanted)),
                 asyncio.create_task(self._repeat(self._let_go, wanted)),
                 asyncio.create_task(self._repeat(self._stop, ordered)),
+                asyncio.create_task(self._repeat(sender.send, wanted)),
+                asyncio.create_task(self._repeat(sender.look, wanted)),
             ]
             try:
                 await stop.told.wait()

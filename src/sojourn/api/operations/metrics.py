@@ -11,6 +11,8 @@ from sojourn.api.http.meter import BUCKETS_S, Meter
 from sojourn.api.route import Answer, Ask, Route
 from sojourn.errors import StoreUnavailable
 from sojourn.store import health
+from sojourn.store.notices import alerts
+from sojourn.store.notices.rules import RULES
 from sojourn.store.retention import sizes
 from sojourn.store.retention.sizes import Progress
 from sojourn.store.rows import Counts
@@ -24,12 +26,15 @@ async def metrics(ask: Ask[None, None]) -> Answer:
     try:
         counts = await health.counts(ask.parts.database, tenant_runs_max=ask.parts.settings.tenant_runs_max)
         tidied = await sizes.progress(ask.parts.database)
+        opened = await alerts.open_now(ask.parts.database)
     except StoreUnavailable:
         lines += _metric("sojourn_database_up", "gauge", "Whether the database answers.", {"": 0})
     else:
         now = ask.parts.now()
         oldest_s = max(0.0, (now - counts.oldest_due_at).total_seconds()) if counts.oldest_due_at else 0.0
         lines += _server(counts, oldest_s)
+        by_kind = {f'kind="{kind}"': opened.get(kind, 0) for kind in RULES}
+        lines += _metric("sojourn_alerts_open", "gauge", "Open alerts of all tenants, by kind.", by_kind)
         lines += _kept(tidied, (now - tidied.oldest_at).total_seconds() if tidied.oldest_at else 0.0)
     return Answer(body="\n".join([*lines, ""]).encode(), headers={"Content-Type": TYPE})
 

@@ -1,4 +1,4 @@
-"""A tenant's data keys, secrets and signing key as they are kept. Called by `identity/vault.py`.
+"""A tenant's data keys, secrets and signing key as they are kept. Called by `identity/secrets/vault.py`.
 
 The rule: what was sealed and the key that it is under are read in one statement, so no rotation comes between them.
 """

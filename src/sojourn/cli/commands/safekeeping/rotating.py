@@ -15,9 +15,9 @@ from sojourn.cli.command import Shell
 from sojourn.cli.commands.simulating import run
 from sojourn.cli.exits import OK, USAGE, Stop
 from sojourn.cli.terminal import count
-from sojourn.identity import rotation
-from sojourn.identity.rotation import Done, Wanted
-from sojourn.identity.vault import missing_in
+from sojourn.identity.secrets import rotation
+from sojourn.identity.secrets.rotation import Done, Wanted
+from sojourn.identity.secrets.vault import missing_in
 from sojourn.settings import Settings
 from sojourn.store.migrate import pending
 from sojourn.store.vault import roots

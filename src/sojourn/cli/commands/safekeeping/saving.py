@@ -21,9 +21,9 @@ from sojourn.cli.commands.simulating import run
 from sojourn.cli.exits import OK, Stop
 from sojourn.cli.terminal import count, size
 from sojourn.errors import OverLimit, SandboxUnavailable
-from sojourn.identity import roots
-from sojourn.identity.roots import RootKeys
-from sojourn.identity.vault import missing_in
+from sojourn.identity.secrets import roots
+from sojourn.identity.secrets.roots import RootKeys
+from sojourn.identity.secrets.vault import missing_in
 from sojourn.sandboxes.placing import ARCHIVE_BYTES_MAX
 from sojourn.sandboxes.sandbox import Provider
 from sojourn.settings import Settings

@@ -11,7 +11,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from sojourn.errors import Unavailable
-from sojourn.identity.roots import RootKeys
+from sojourn.identity.secrets.roots import RootKeys
 from sojourn.store.vault.sealed import Wrapped
 
 KEY_BYTES, NONCE_BYTES, TAG_BYTES = 32, 12, 16

@@ -10,8 +10,9 @@ from pathlib import Path
 import msgspec
 
 from sojourn.errors import Invalid
-from sojourn.identity import envelope, roots, seal, vault
-from sojourn.identity.roots import RootKeys
+from sojourn.identity import seal
+from sojourn.identity.secrets import envelope, roots, vault
+from sojourn.identity.secrets.roots import RootKeys
 from sojourn.store.db import Connection
 from sojourn.store.vault import rotation
 from sojourn.store.vault.roots import Roots

@@ -8,8 +8,9 @@ models have no root key, and nothing that they say leads here. Whose secret it i
 """
 
 from sojourn.errors import Invalid, Unavailable
-from sojourn.identity import envelope, seal
-from sojourn.identity.roots import RootKeys, make
+from sojourn.identity import seal
+from sojourn.identity.secrets import envelope
+from sojourn.identity.secrets.roots import RootKeys, make
 from sojourn.store.db import Connection, Database
 from sojourn.store.tenant import issuers
 from sojourn.store.tenant.issuers import Pair

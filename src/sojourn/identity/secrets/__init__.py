@@ -1,0 +1,1 @@
+"""What is kept sealed: root keys, data keys, tenants' secrets, and how all of them are renewed."""
