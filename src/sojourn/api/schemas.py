@@ -49,6 +49,10 @@ def _found(checker: Any, value: Any, otherwise: str) -> ValidationError | None:
         error: ValidationError | None = best_match(checker.iter_errors(value))
     except (RecursionError, ArithmeticError, Unresolvable, _TooMuch):
         raise Invalid(otherwise) from None
+    except BaseException as panic:  # the stack may end inside of rpds, and pyo3 makes no Exception of that
+        if type(panic).__name__ != "PanicException":
+            raise
+        raise Invalid(otherwise) from None
     return error
 
 
