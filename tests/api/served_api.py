@@ -27,7 +27,7 @@ from sojourn.api.parts import (
     Api,
 )
 from sojourn.identity.secrets.roots import RootKeys
-from sojourn.identity.secrets.vault import unlocked
+from sojourn.identity.secrets.vault import Vault, unlocked
 from sojourn.loop.agent import Tool
 from sojourn.models.model import Endpoint
 from sojourn.sandboxes.sandbox import Provider
@@ -135,7 +135,7 @@ async def serve(
             doorbell=doorbell,
             settings=Settings(**{"rates": UNREACHED, **settings}),
             tools=TOOLS,
-            vault=await unlocked(database, ROOTS, may_make=False),
+            vault=await unlocked(database, ROOTS, may_make=False) if tenants else Vault(ROOTS),
             models=Endpoints(),  # type: ignore[arg-type]
             price=lambda model, usage: None if "unpriced" in model else 1,
             sandboxes=sandboxes,

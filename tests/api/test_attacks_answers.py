@@ -15,6 +15,7 @@ from served_api import Reply, Served
 from sojourn.api.approvals.routes import EXTENDED_MAX
 from sojourn.loop.messages import ToolCall
 from sojourn.store.db import Database
+from sojourn.store.tenant import keys
 
 EXPIRES = {"policy": {"otherwise": "ask", "ask": {"expires_s": 3600, "on_expire": "keep"}}}
 POOR = {"limits": {"steps": 1, "on_exhaust": "suspend"}}
@@ -122,10 +123,12 @@ async def test_no_secret_leaves_the_server(
     assert export.status == 200
     async with database.migrator() as owner:
         await owner.execute("set role sojourn_keyring")
-        sealing = await owner.fetchval("select secret from seal_key where state = 'active'")
         pads = await owner.fetchrow("select inner_pad, outer_pad from hook_key")
         scope_pads = await owner.fetchrow("select inner_pad, outer_pad from scope_key")
+        sealed = await owner.fetchval("select sealed from seal_key where state = 'active'")
         hashes = [row["hash"] for row in await owner.fetch("select hash from api_key")]
+    async with database.scoped((await keys.authenticate(database, api.key)).handle) as conn:
+        _, sealing = await api.parts.vault.signing_key(conn)
     await deliver(api, run_id, secret)
     hostile = {"decision": "edit", "arguments": {"a": CANARY + "-said"}, "grant": {"count": 0}}
     seen = [
@@ -156,7 +159,7 @@ async def test_no_secret_leaves_the_server(
             said += repr([dict(row) for row in await engine.fetch(f"select * from {table}")]).encode()
     assert CANARY.encode() not in said
     assert api.key.encode() not in said and api.other.encode() not in said
-    secrets = {"hook": secret, "seal": sealing, "pads": b"".join([*pads, *scope_pads])}
+    secrets = {"hook": secret, "seal": sealing, "sealed": sealed, "pads": b"".join([*pads, *scope_pads])}
     for name, value in secrets.items():
         for part in (value, value[:24]):
             spellings = (part.hex(), base64.b64encode(part).decode().rstrip("="), repr(part))

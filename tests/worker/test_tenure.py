@@ -81,7 +81,7 @@ class Scene:
             models=self,
             tenure=tenure,
             calls=CallSlots(cast(Any, None), "w1", {}, lease_s=15.0),
-            prices=SimpleNamespace(window=lambda _: 10**6),
+            prices=SimpleNamespace(window=lambda _: 10**6, tariff=lambda _: None),
         )
         claimed: Any = SimpleNamespace(tenant="t", run_id="run_1", fence=1, claims=1)
         self.drive = Drive(parts, claimed, Opened(continuation=self.run.state, agents={}), self.run.agents)
