@@ -180,7 +180,7 @@ async def test_nothing_is_lost_or_doubled_or_heard_wrongly_whatever_happens_at_o
                 print(drill.story(), file=sys.stderr)
                 raise
     assert all(figures.faults[fault.__name__] >= DECKS * number for fault, number in TABLE.items())
-    assert figures.returns > 0, "no reader came back"
+    assert figures.returns > 0 or not FULL, "no reader came back"
     print("\n" + "\n".join(figures.lines()), file=sys.stderr)
     if FULL:
         write(figures)
