@@ -25,7 +25,8 @@ TALK = Script(
     rules=(
         Rule(when=When(user="busy", step=0), calls=(shell("echo begun > log; sleep 600"),)),
         Rule(when=When(user="write", step=0), calls=(Call(*WRITE),)),
-        Rule(when=When(user="read", step=0), calls=(Call(*READ), shell("rm note; ls"))),
+        Rule(when=When(user="read", step=0), calls=(Call(*READ),)),
+        Rule(when=When(user="read", step=1), calls=(shell("rm note; ls"),)),
         *script(text="all done").rules,
     )
 )
