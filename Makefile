@@ -33,7 +33,7 @@ demo-local-model: setup $(VENV)/.local-model  ## One tool call by a small real m
 	@$(BIN)/python -m demo.local_model
 
 test: setup examples coverage  ## Run all tests; those of loop/ must cover all of it
-	@$(BIN)/python -m pytest --numprocesses $(LANES) --ignore tests/loop
+	@$(BIN)/python -m pytest --numprocesses $(LANES) --dist loadfile --ignore tests/loop
 
 check: setup  ## Format, lint, types, layout, fresh locks
 	$(BIN)/ruff format --check
@@ -42,7 +42,7 @@ check: setup  ## Format, lint, types, layout, fresh locks
 	$(BIN)/python -m pytest tests/test_layout.py tests/test_locks.py
 
 coverage: setup  ## The tests of loop/, and that they cover every branch of it
-	@$(BIN)/python -m pytest --numprocesses $(LANES) --cov=sojourn.loop --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=100 tests/loop
+	@$(BIN)/python -m pytest --numprocesses $(LANES) --dist loadfile --cov=sojourn.loop --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=100 tests/loop
 
 bench-size: setup  ## Measure what a million finished runs cost, and their end (a quarter of an hour; 8 GiB of disk)
 	@$(BIN)/python -m bench.size $(BENCH)
