@@ -3,6 +3,8 @@
 VENV := .venv
 # Tests that run side by side: they mostly wait for processes, so two for each core.
 LANES ?= 4
+# CI looks again, alone, at what failed among all the others.
+FAILED ?= exit
 BIN := $(VENV)/bin
 CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11
 PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
@@ -33,7 +35,7 @@ demo-local-model: setup $(VENV)/.local-model  ## One tool call by a small real m
 	@$(BIN)/python -m demo.local_model
 
 test: setup examples coverage  ## Run all tests; those of loop/ must cover all of it
-	@$(BIN)/python -m pytest --numprocesses $(LANES) --dist loadfile --ignore tests/loop
+	@$(BIN)/python -m pytest --numprocesses $(LANES) --dist loadfile --ignore tests/loop || $(FAILED) $$?
 
 check: setup  ## Format, lint, types, layout, fresh locks
 	$(BIN)/ruff format --check
