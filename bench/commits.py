@@ -28,6 +28,7 @@ from sojourn.loop.budget import Limits
 from sojourn.loop.continuation import Continuation, Principal, fresh
 from sojourn.loop.machine import apply, begin
 from sojourn.loop.messages import Message, ToolCall, Usage, observed, said
+from sojourn.loop.policy import Policy
 from sojourn.store import embedded, queue, runs
 from sojourn.store.commits import Committer
 from sojourn.store.db import Database, connect
@@ -39,7 +40,12 @@ from sojourn.store.tenant import keys, sessions
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 AGENT = Agent(
-    name="bench", version=1, models=("sim:a",), tools=(Tool(name="t", effect="read"),), limits=Limits(steps=None)
+    name="bench",
+    version=1,
+    models=("sim:a",),
+    tools=(Tool(name="t", effect="read"),),
+    policy=Policy(loop_guard=False),
+    limits=Limits(steps=None),
 )
 STEPS = 200
 RESULT = "x" * 20_000

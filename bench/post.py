@@ -23,7 +23,7 @@ from tests.api.played_worker import at, ids
 from bench.figure import Figure, report, spread
 from bench.processor import own_s
 from sojourn.api.app import build
-from sojourn.api.parts import DELTA_BELL, INBOX_BELL, RUN_BELL, WORK_BELL, Api
+from sojourn.api.parts import Api
 from sojourn.identity.secrets.roots import RootKeys
 from sojourn.identity.secrets.vault import Vault
 from sojourn.models.model import Endpoint
@@ -34,6 +34,7 @@ from sojourn.store.doorbell import Doorbell
 from sojourn.store.migrate import migrate
 from sojourn.store.sharing.rates import Limits, Rate, Rates
 from sojourn.store.tenant import keys
+from sojourn.wiring import CHANNELS
 
 CALLERS = 8
 FLOOR = "raw ASGI 251, FastAPI 437"
@@ -58,7 +59,7 @@ async def serve(folder: Path) -> None:
     async with (
         await embedded.start(folder, fsync=False) as cluster,
         await connect(cluster) as database,
-        Doorbell(database, (RUN_BELL, DELTA_BELL, WORK_BELL, INBOX_BELL)) as bell,
+        Doorbell(database, CHANNELS) as bell,
     ):
         await migrate(database)
         token = await keys.bootstrap(database)
