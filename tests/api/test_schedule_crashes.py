@@ -8,7 +8,7 @@ from typing import Any
 import asyncpg
 import pytest
 from served_api import Served, serve
-from wound_clock import HOUR, furnished, made, runs_of, seen, ticked, wind
+from wound_clock import HOUR, furnished, made, runs_of, seen, stand_still, ticked, wind
 
 from sojourn.api.schedules import clock
 from sojourn.errors import SojournError
@@ -79,6 +79,7 @@ async def test_many_processes_race_and_every_time_is_fired_once(still: Served, d
         await made(still, name=f"n{n}", missed="all", overlap="allow")
     await wind(database, timedelta(hours=3, minutes=1))
     async with serve(database, tenants=()) as second:
+        await stand_still()
         await asyncio.gather(*(ticked(api) for api in (still, second) for _ in range(3)))
     for n in range(20):
         fires = [run["fire_at"] for run in await runs_of(still, f"n{n}")]

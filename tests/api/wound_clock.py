@@ -16,12 +16,18 @@ HOURLY = {"name": "hourly", "every_s": 3600, "run": RUN}
 
 async def furnished(api: Served) -> Served:
     """The application with an agent, and with clocks that stand still: the tests move them."""
-    for task in asyncio.all_tasks():
-        if task.get_name() == "schedules":
-            task.cancel()
+    await stand_still()
     for key in (api.key, api.other):
         await api.post("/v1/agents", {"name": "clerk", "model": "sim:one"}, key=key)
     return api
+
+
+async def stand_still() -> None:
+    """End the clocks of every application that is served here."""
+    clocks = [task for task in asyncio.all_tasks() if task.get_name() == "schedules"]
+    for clock_task in clocks:
+        clock_task.cancel()
+    await asyncio.gather(*clocks, return_exceptions=True)
 
 
 async def made(api: Served, *, key: str | None = None, **more: Any) -> str:
