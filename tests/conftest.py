@@ -5,6 +5,7 @@
     blank       the same without any migration
     data_dir    an empty data folder for a test that starts programs of its own
     server      the three logins of the session's server
+whole_day   time enough before midnight (UTC)
 
 Set SOJOURN_TEST_DATABASE_URL to use a server of yours instead: its login may make databases and roles.
 """
@@ -14,6 +15,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -78,6 +80,14 @@ async def blank(server: Dsns) -> AsyncIterator[Dsns]:
     """Give the logins of a database without any table of ours."""
     async with _database(server, copy_of="template1") as dsns:
         yield dsns
+
+
+@pytest.fixture
+async def whole_day() -> None:
+    """Wait where the day (UTC) is about to end, for tests that count within one."""
+    left_s = 86400 - time.time() % 86400
+    if left_s < 120:
+        await asyncio.sleep(left_s + 1)
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 30) -> None:

@@ -21,6 +21,7 @@ from sojourn.errors import Invalid
 from sojourn.identity.issuers import Issuer
 from sojourn.models.model import Endpoint, TimeOuts
 from sojourn.sandboxes.sandbox import Limits as SandboxLimits
+from sojourn.store.budgets.pools import Defaults
 from sojourn.store.db import Pooler
 from sojourn.store.sharing.rates import NAMES, Rates, read
 
@@ -30,6 +31,8 @@ Bytes = Annotated[int, Meta(ge=1)]
 IssuerName = Annotated[str, Meta(pattern="^[a-z0-9-]{1,32}$")]
 PublicUrl = Annotated[str, Meta(pattern=r"^(https?://[^\s?#\"\\]+[^\s?#\"\\/])?$")]
 Days = Annotated[int, Meta(ge=0, le=36500)]
+Dollars = Annotated[float, Meta(ge=0, le=1e9)]
+Tokens = Annotated[int, Meta(ge=0, le=10**15)]
 
 
 class Provider(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -129,6 +132,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     disk_reserve_bytes: Bytes = 256 << 20
     """New runs and uploads are refused while the data folder's disk has less room; what goes on may use it up."""
 
+    tenant_usd_day: Dollars | None = None
+    """US dollars that a tenant may spend on models in a day (UTC). `sojourn tenants set` overrules it."""
+    tenant_tokens_day: Tokens | None = None
+    """The same in tokens, of input and output together."""
+    user_usd_day: Dollars | None = None
+    """US dollars that each user of a tenant may spend in a day. `sojourn tenants set` overrules it."""
+    user_tokens_day: Tokens | None = None
+
     steps_default: Count = 75
     active_s_default: Seconds = 3600.0
 
@@ -176,6 +187,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """A day's spending is told once it is so many times the mean of the 7 days before,"""
     alert_spend_floor_usd_micros: Count = 10_000_000
     """and more than this: of a user, an agent or a tenant."""
+    alert_budget_share: Annotated[float, Meta(gt=0, le=1)] = 0.8
+    """A pool of the day is told of once so much of it is spent."""
     alert_errors_share: Annotated[float, Meta(gt=0, lt=1)] = 0.5
     """An agent is told of whose runs of the last hour failed by more than this share,"""
     alert_errors_min: Count = 5
@@ -189,6 +202,17 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     endpoints: tuple[Endpoint, ...] = ()
     """Filled in from the environment and `providers`; not a setting of its own."""
+
+    @property
+    def day_defaults(self) -> Defaults:
+        """The bounds of a day's pools where an operator set none for a tenant."""
+        usd, user_usd = self.tenant_usd_day, self.user_usd_day
+        return Defaults(
+            usd_micros=None if usd is None else round(usd * 1_000_000),
+            tokens=self.tenant_tokens_day,
+            user_usd_micros=None if user_usd is None else round(user_usd * 1_000_000),
+            user_tokens=self.user_tokens_day,
+        )
 
     @property
     def data_path(self) -> Path:

@@ -48,6 +48,7 @@ from sojourn.store.sharing.rates import Limit
 from sojourn.store.tenant import keys
 from sojourn.tools import toolbox
 from sojourn.tools.tool import Toolbox
+from sojourn.worker.budgets.pools import DayPools
 from sojourn.worker.parts import Parts
 from sojourn.worker.slots import CallSlots
 from sojourn.worker.stop import Stop
@@ -310,6 +311,7 @@ async def _work(world: World, stop: Stop) -> None:
             sandbox_spec=Spec(limits=settings.sandbox_limits),
             prices=_prices(settings),
             calls=CallSlots(world.database, worker_id, _calls_max(settings), lease_s=settings.lease_s),
+            pools=DayPools(world.database, worker_id, settings.day_defaults),
             now=now,
             tenure=Tenure(settings.lease_s),
         )

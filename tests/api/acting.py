@@ -19,7 +19,7 @@ SECRETS = ("the prompt", "the command", "the reason", "sj_")
 
 async def everything(api: Served, player: Player) -> list[Told]:
     """Do it all, and give what the log should say of it, in order."""
-    parts = (_keys, _agents, _schedules, _issuers, _webhooks, _stops, _approvals, _budgets, _moves, _deletions)
+    parts = (_keys, _agents, _schedules, _issuers, _webhooks, _stops, _approvals, _budgets, _pools, _moves, _deletions)
     return [told for part in parts async for told in part(api, player)]
 
 
@@ -117,6 +117,14 @@ async def _budgets(api: Served, player: Player) -> AsyncIterator[Told]:
     question = await waiting(api, player, call=False, priority=8, limits={"steps": 1, "on_exhaust": "suspend"})
     await made(api, f"/v1/approvals/{question}", {"decision": "extend", "limits": {"steps": 9, "usd": "1"}})
     yield "budget.raise", question
+
+
+async def _pools(api: Served, player: Player) -> AsyncIterator[Told]:
+    for path, subject in (("tenant", ""), ("users", ""), ("users/ann", "ann")):
+        await made(api, f"/v1/budgets/{path}", {"usd": "9.5"}, "PUT")
+        yield f"budget.set_{'user' if subject else path}", subject
+        await made(api, f"/v1/budgets/{path}", {}, "PUT")
+        yield f"budget.set_{'user' if subject else path}", subject
 
 
 async def _moves(api: Served, player: Player) -> AsyncIterator[Told]:

@@ -79,6 +79,7 @@ async def test_every_act_is_told_once_with_who_did_it_and_nothing_that_was_said(
     details = {row["action"]: row["detail"] for row in rows}
     assert details["key.create"] == {"name": "ci", "user": "bob", "scopes": "runs:read"}
     assert details["agent.set_live"] == {"version": "2"}
+    assert details["budget.set_user"] == {"usd": "none", "tokens": "none"}
     assert details["approval.decide"].keys() == {"decision", "arguments"}
     assert details["budget.raise"] == {"decision": "extend", "limits": '{"steps":9,"usd":"1"}'}
     assert chain.verify(await lines(api)).bad is None
@@ -127,7 +128,7 @@ async def test_what_a_key_does_not_allow_is_told_once_an_hour(api: Served) -> No
 NAMES = {
     "run_id": "run_" + "0" * 26, "session_id": "ses_" + "0" * 26, "key_id": "key_" + "0" * 20, "name": "analyst",
     "stop_id": "stp_" + "0" * 26, "webhook_id": "whk_" + "0" * 26, "issuer": "ed25519:" + "A" * 43,
-    "approval_id": f"run_{'0' * 26}.Lw",
+    "approval_id": f"run_{'0' * 26}.Lw", "user": "ann",
 }  # fmt: skip
 
 

@@ -17,7 +17,8 @@ from sojourn.store.db import Database
 from sojourn.store.tenant import keys
 
 GUARDED = [route for route in served() if not route.public]
-NAMED = [route for route in GUARDED if "{" in route.path]
+NAMED = [route for route in GUARDED if "{" in route.path.replace("{user}", "")]
+"""A user is no thing: every tenant has all of them, and bounds of its own for each."""
 
 
 def named(route: Route) -> str:

@@ -105,6 +105,10 @@ CALLS: dict[str, list[dict[str, Any]]] = {
     "GET /v1/webhooks/{webhook_id}/deliveries": [{}, {"params": {"after": "{delivery_id}", "state": "waiting"}}],
     "POST /v1/webhooks/{webhook_id}/retry": [{}, {"json": {"deliveries": ["{delivery_id}"]}}],
     "GET /v1/alerts": [{}, {"params": {"all": "true", "after": "{alert_id}"}}],
+    "GET /v1/budgets": [{}, {"params": {"user": "{user}"}}, {"params": {"after": "{user}", "limit": "1"}}],
+    "PUT /v1/budgets/tenant": [{"json": {"tokens": 10**9}}],
+    "PUT /v1/budgets/users": [{"json": {"tokens": 10**9}}],
+    "PUT /v1/budgets/users/{user}": [{"json": {"tokens": 10**9}}],
     "POST /v1/keys": [{"json": {"name": "x", "user": "{user}"}}],
     "POST /v1/admin/stops": [
         {"json": {"what": what, "id": named, "mode": "hold"}}
@@ -121,6 +125,15 @@ EXCEPT = {"GET /metrics": "it counts all tenants, for operators"}
 ALERT = """
 insert into alert (tenant, id, kind, what, value, bound, detail, opened_at)
 values ('acme', $1, 'queue', 'tenant', 1, 1, $2, now())
+"""
+SPENT = """
+with held as (
+    insert into reservation (tenant, run_id, call, user_id, day, held_tokens)
+    values ('acme', $1, '/#1@1', $2, (now() at time zone 'UTC')::date, 5)
+), spent as (
+    insert into day_account (tenant, day, user_id, usd_micros) values ('acme', (now() at time zone 'UTC')::date, $2, 7)
+)
+insert into day_wait (tenant, run_id, wait, user_id, usd_micros, tokens) values ('acme', $3, 'w', $2, 1, 1)
 """
 
 
@@ -146,6 +159,8 @@ async def furnish(api: Served, player: Player) -> Names:
     delivery = await made(api, f"/v1/webhooks/{webhook['id']}/test")
     async with api.parts.database.engine() as engine:
         await engine.execute(ALERT, alert := api.parts.new_id("alr"), f"alert {MARK}")
+        await engine.execute(SPENT, names["run_id:running"], names["user"], names["run_id:suspended"])
+    await made(api, "/v1/budgets/users", {"tokens": 10**9}, "PUT")
     blob = (await api.call("POST", "/v1/blobs", data=PICTURE, headers={"Content-Type": "image/png"})).json
     once = {"Idempotency-Key": f"key {MARK}"}
     for _ in range(2):

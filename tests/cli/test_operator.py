@@ -65,15 +65,24 @@ async def test_an_operator_sets_what_a_tenant_may_use(installation: Installation
     await sojourn("tenants", "set", "default", "--queued-max", "none")
     await installation.post("/v1/runs", body)
     await sojourn("tenants", "set", "default", "--runs-kept-days", "30")
+    money = await sojourn("tenants", "set", "default", "--usd-day", "0.25", "--user-tokens-day", "700")
+    assert money.out == "default: usd_day 0.250000, user_tokens_day 700\n"
     shown = await sojourn("tenants", "list")
     assert [" ".join(line.split()) for line in shown.out.splitlines()] == [
-        "TENANT QUEUED RUNNING RUNS MAX QUEUED MAX RUNS KEPT DAYS LEDGER KEPT DAYS RATES",
-        "default 1 0 20 - 30 - -",
+        "TENANT QUEUED RUNNING RUNS MAX QUEUED MAX RUNS KEPT DAYS LEDGER KEPT DAYS "
+        "USD DAY TOKENS DAY USER USD DAY USER TOKENS DAY RATES",
+        "default 1 0 20 - 30 - 0.250000 - - 700 -",
     ]
     listed = await sojourn("tenants", "list", "--json")
     limits = {"runs_max": 20, "queued_max": None, "runs_kept_days": 30, "ledger_kept_days": None, "rates": {}}
+    limits |= {"usd_day_micros": 250_000, "tokens_day": None, "user_usd_day_micros": None, "user_tokens_day": 700}
     assert msgspec.json.decode(listed.out) == {"data": [{"id": "default", "queued": 1, "running": 0, **limits}]}
-    for words, code in ((("nobody", "--runs-max", "1"), 1), (("default",), 2), (("default", "--runs-max", "-1"), 2)):
+    for words, code in (
+        (("nobody", "--runs-max", "1"), 1),
+        (("default",), 2),
+        (("default", "--runs-max", "-1"), 2),
+        *((("default", "--usd-day", wrong), 2) for wrong in ("-1", "1e3", "", ".", "1.0000001", "9" * 10)),
+    ):
         assert (await sojourn("tenants", "set", *words)).code == code, words
 
 

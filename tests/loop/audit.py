@@ -99,7 +99,7 @@ class Audit:
         if wait is None:
             return
         if wait.call is None:
-            self.books.turns[wait.frame] *= event.decision != "approve"
+            self.books.turns[wait.frame] *= event.decision != "approve" or wait.kind == "day_budget"
         elif event.decision == "retry":
             self.books.retries[wait.call] += 1
         elif event.decision in ("approve", "edit"):

@@ -164,7 +164,7 @@ def test_a_run_needs_this_release_once_it_says_what_older_ones_cannot_read() -> 
     run = Billed()
     assert needed(run.state) == needed(AGENT) == 0
     run.ask()
-    assert needed(run.state) == LEVEL
+    assert needed(run.state) == 1 <= LEVEL
     cancelled = Run()
     cancelled.tell(ev.Cancelled(at=cancelled.at(), by="boss"))
-    assert needed(cancelled.state) == LEVEL, "its end says what it cost"
+    assert needed(cancelled.state) == 1, "its end says what it cost"

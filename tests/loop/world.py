@@ -11,13 +11,13 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 from msgspec.structs import replace
 from tests.loop.audit import Audit
-from tests.loop.company import AGENTS, HELD, INITIATOR, LEAST, ROOT, act, think
+from tests.loop.company import AGENTS, HELD, INITIATOR, LEAST, ROOT, act, draw, think
 from tests.loop.rules import Broken
 
 from sojourn.loop import events as ev
 from sojourn.loop.agent import Suspend, ref
 from sojourn.loop.budget import Bill, Held, Limits, Price, Tariff
-from sojourn.loop.continuation import Continuation, Principal, attach, detach, fresh
+from sojourn.loop.continuation import Continuation, Failure, Principal, attach, detach, fresh
 from sojourn.loop.effects import CallModel, Effect
 from sojourn.loop.machine import apply, begin, due, given_up, in_flight, wake_at
 from sojourn.loop.messages import Message, Usage, said
@@ -141,6 +141,23 @@ class World:
         self.performed.append((effect.call, effect.attempt))
         return act(self.seed, effect, self.now())
 
+    def unfunded(self, effect: CallModel, held: Held) -> ev.Unfunded | None:
+        """In every third world, refuse one in five first attempts for want of room in a pool of the day."""
+        chance = draw(self.seed, effect.frame, effect.step, "room") % 10
+        if self.seed % 3 != 1 or effect.attempt > 1 or chance > 1:
+            return None
+        return ev.Unfunded(
+            at=self.now(),
+            frame=effect.frame,
+            step=effect.step,
+            attempt=effect.attempt,
+            pool="user",
+            held=held,
+            error=Failure("budget.day_exhausted", "There is no room today."),
+            until=T0 + timedelta(days=1),
+            later=chance == 1 or self.limits.on_exhaust == "fail",
+        )
+
 
 class Worker:
     """One claim of the run, from load to release."""
@@ -181,6 +198,8 @@ class Worker:
     def _announcement(self, effect: Effect) -> ev.Event:
         if isinstance(effect, CallModel):
             held = Held(output_tokens=2, usd_micros=HELD)
+            if (refused := self.world.unfunded(effect, held)) is not None:
+                return refused
             least = Bill(model=effect.model, usage=Usage(input=LEAST), usd_micros=LEAST, estimated=True)
             return effect.announced(self.world.now(), held, least=least, tariff=TARIFF)
         return effect.announced(self.world.now())

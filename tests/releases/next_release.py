@@ -13,11 +13,11 @@ import sojourn
 EDITS = {
     "__init__.py": (('__version__ = "', '__version__ = "99.'),),
     "loop/moving/levels.py": (
-        ("LEVEL: Final = 1", "LEVEL: Final = 2"),
+        ("LEVEL: Final = 2", "LEVEL: Final = 3"),
         (
-            "    if not isinstance(value, Continuation):",
-            "    if type(value).__name__ == 'Cheered' or getattr(value, 'cheers', 0) > 0:\n        return 2\n"
-            "    if not isinstance(value, Continuation):",
+            "    if isinstance(value, Unfunded):",
+            "    if type(value).__name__ == 'Cheered' or getattr(value, 'cheers', 0) > 0:\n        return 3\n"
+            "    if isinstance(value, Unfunded):",
         ),
     ),
     "loop/events.py": (

@@ -17,11 +17,12 @@ from sojourn.loop.continuation import Continuation, Principal, fresh
 from sojourn.loop.machine import apply, begin
 from sojourn.loop.messages import Message, Source, Text, ToolCall, Usage, observed, said
 from sojourn.store import queue, runs, stops
+from sojourn.store.budgets import pools, reserving
 from sojourn.store.commits import Committer
 from sojourn.store.db import Connection, Database
 from sojourn.store.deltas import DeltaWriter
 from sojourn.store.notices import webhooks
-from sojourn.store.rows import Claimed, Commit, LedgerRow, NewRun, Release, ScheduleRow, StopOrder
+from sojourn.store.rows import Claimed, Commit, LedgerRow, NewRun, Paid, Release, ScheduleRow, StopOrder
 from sojourn.store.rows import Principal as Caller
 from sojourn.store.tenant import blobs, catalog, idempotency, issuers, keys, schedules, sessions
 from sojourn.store.vault import roots, sealed
@@ -248,9 +249,13 @@ async def furnish(database: Database, tenant: str) -> Caller:
             await runs.arrive(conn, replace(hand.state, run_id="run_elsewhere"), run_id)
             new = stops.NewStop(tenant=tenant, what="user", target="nobody")
             stop = await stops.make(conn, new, stop_id=new_id("stp"), by="ann")
+            await pools.set_bounds(conn, "tenant", "", wanted=pools.Bounds(tokens=10**9), defaults=pools.Defaults())
             await webhooks.create(conn, webhook(), secret=bytes(32))
+        wanted = reserving.Wanted(call="/#1@1", usd_micros=1, tokens=1)
+        await reserving.reserve(database, "w1", claimed=hand.claimed, wanted=wanted, defaults=pools.Defaults())
         await stops.note(database, hand.claimed, [StopOrder(id=stop.id, mode="cancel", reason="")])
-        await hand.commit(release=Release(status="suspended"))
+        released = hand.prepare(release=Release(status="suspended"))
+        await hand.committer.commit(replace(released, paid=(Paid(call="/#1@1", tokens=1),)))
         async with database.engine() as engine:
             await engine.execute(OPENED, tenant)
     return caller

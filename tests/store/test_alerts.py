@@ -14,11 +14,14 @@ from scripted_runs import enter, hired, new_id, submit, webhook
 
 from sojourn.errors import NotFound, SojournError
 from sojourn.settings import Settings
+from sojourn.store.budgets import pools
+from sojourn.store.budgets.pools import Bounds, Defaults
 from sojourn.store.db import Database
 from sojourn.store.notices import alerts, webhooks
 from sojourn.store.notices.alerts import AlertRow
 from sojourn.store.notices.rules import RULES, Thresholds
 from sojourn.store.rows import Principal
+from sojourn.store.sharing.limits import set_limits
 from sojourn.worker.notices.sending import thresholds
 
 NOON = datetime(2026, 5, 20, 12, tzinfo=UTC)
@@ -29,6 +32,14 @@ PAID = """
 insert into ledger (tenant, run_id, seq, at, user_id, agent_name, provider, model, attempt, input, cache_read,
     cache_write, output, reasoning, usd_micros)
 values ($1, $2, 1, $3, $4, $5, 'sim', 'a', 1, 0, 0, 0, 0, 0, $6)
+"""
+SPENT = """
+insert into day_account (tenant, day, user_id, usd_micros, tokens)
+select 'acme', (now() at time zone 'UTC')::date, id, $2, $3 from unnest(array['', $1]) as who (id)
+"""
+HELD = """
+insert into reservation (tenant, run_id, call, user_id, day, usd_micros)
+values ('acme', 'run_1', '/#1@1', $1, (now() at time zone 'UTC')::date, $2)
 """
 ENDED = """
 update run set status = $2, finished_at = $3, started_at = $3, due_at = null, ready = false where id = $1
@@ -125,6 +136,40 @@ async def test_a_day_is_compared_with_the_seven_before_and_no_others(database: D
     await paid(database, 21, NOON)
     await look(database, NOON)
     assert {one.bound for one in await seen(database, caller)} == {20 * USD}
+
+
+@pytest.mark.usefixtures("whole_day")
+async def test_a_pool_that_is_nearly_spent_is_told_once_a_day(database: Database) -> None:
+    caller = await enter(database)
+    now = datetime.now(UTC)
+    await set_limits(database, "acme", {"usd_day_micros": 10 * USD, "user_tokens_day": 0})
+    async with database.scoped(caller.handle) as conn:
+        hook = (await webhooks.create(conn, webhook("https://example.org", "alert.budget"), secret=bytes(32))).id
+    async with database.engine() as engine:
+        await engine.execute(SPENT, "ann", 8 * USD - 1, 89)
+        await look(database, now)
+        assert await seen(database, caller) == [], "and nothing is told of a pool that lets nothing begin"
+        await set_limits(database, "acme", {"user_tokens_day": None, "user_usd_day_micros": 100 * USD})
+        async with database.scoped(caller.handle) as conn:
+            await pools.set_bounds(conn, "users", "", wanted=Bounds(tokens=100), defaults=Defaults())
+        await look(database, now)
+        assert named(await seen(database, caller)) == {("budget", "user", "ann")}, "the tokens of a user"
+        await engine.execute(HELD, "ann", 1)
+        for second in range(3):
+            await look(database, now + timedelta(seconds=second))
+    whole, own = await seen(database, caller)
+    assert (whole.what, whole.value, whole.bound) == ("tenant", 8 * USD, 10 * USD)
+    assert whole.detail == "$8.00 of $10.00 of the day's budget are spent"
+    assert own.detail == "89 of 100 tokens of the day's budget are spent"
+    assert await told(database, caller, hook) == ["alert.budget"] * 2
+    await set_limits(database, "acme", {"usd_day_micros": 11 * USD})
+    await look(database, now)
+    assert named(await seen(database, caller)) == {("budget", "user", "ann")}, "there is room again"
+    await set_limits(database, "acme", {"usd_day_micros": 10 * USD})
+    await look(database, now)
+    assert len(await told(database, caller, hook)) == 2, "it was told today"
+    await look(database, now + DAY)
+    assert await seen(database, caller) == []
 
 
 # ---- what lasts ------------------------------------------------------------------------------

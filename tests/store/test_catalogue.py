@@ -8,7 +8,8 @@ WITHOUT_TENANT = {
 }  # fmt: skip
 ENGINE_SEES_ALL = {
     "tenant", "agent", "run", "inbox", "journal", "message", "ledger", "delta", "agent_spec", "session", "purge",
-    "stop", "stopped_run", "webhook", "webhook_delivery", "alert", "spend_day",
+    "stop", "stopped_run", "webhook", "webhook_delivery", "alert", "spend_day", "day_limit", "reservation",
+    "day_account", "day_wait",
 }  # fmt: skip
 TIDIED = {
     "session", "run", "inbox", "journal", "message", "ledger", "delta", "blob", "blob_use", "blob_tally", "purge",
@@ -17,7 +18,7 @@ TIDIED = {
 """What the doors of retention delete from."""
 KEYRING_SEES_ALL = {
     "tenant", "api_key", "seal_key", "trusted_issuer", "schedule", "stop", "rate", "idempotency", "agent", "audit",
-    "audit_head", "data_key", "secret", "webhook", "webhook_delivery", *TIDIED,
+    "audit_head", "data_key", "secret", "webhook", "webhook_delivery", "day_limit", *TIDIED,
 }  # fmt: skip
 NOTHING_SAID = {"purge", "blob_use", "blob_tally"}
 SECRET_TO_DOORS = {"event", "body", "data", "items", "snapshot", "result", "input", "spec"}
@@ -60,6 +61,7 @@ DEFINERS = {
     "next_schedule_at": {"sojourn_api"},
     "take_schedule": {"sojourn_api"},
     "refuse_stopped": set(),
+    "note_day_limits": set(),
     "lease_heard_at": {"sojourn_api"},
     "open_broker": {"sojourn_owner"},
     "admit": {"sojourn_api"},

@@ -17,6 +17,7 @@ TABLES = [
     "tenant", "api_key", "agent", "agent_version", "agent_spec", "session", "run", "journal", "message", "ledger",
     "delta", "blob", "blob_use", "blob_tally", "idempotency", "seal_key", "trusted_issuer", "imported_run", "schedule",
     "fire", "stop", "stopped_run", "audit", "audit_head", "data_key", "secret", "webhook", "webhook_delivery", "alert",
+    "day_limit", "reservation", "day_account",
 ]  # fmt: skip
 
 
@@ -117,6 +118,7 @@ WRITES = {
     "imported_run": "insert into imported_run (tenant, run_id, rev, became) values ($1, 'run_x', 1, 'run_y')",
     "schedule": "insert into schedule (tenant, name, user_id, key_id, spec, since)"
     " select $1, 'new', scope_user(), (scope())[3], '{}', now()",
+    "day_limit": "insert into day_limit (tenant, whose, set_by) values ($1, 'users', scope_user())",
     "data_key": "insert into data_key (tenant, id, root_key, wrapped) select $1, 'dk', id, ''::bytea from root_key",
     "secret": "insert into secret (tenant, name, version, data_key, sealed) values ($1, 'new', 1, 'dk_1', '')",
     "fire": "insert into fire (tenant, id, schedule) values ($1, 'run_x', 'nightly')",
@@ -150,6 +152,7 @@ CHANGES = [
     "update blob set kept_until = now(), look_at = now()",
     "update schedule set due_at = now(), spec = '{}'",
     "delete from schedule",
+    "update day_limit set usd_micros = null",
     "delete from secret",
     "update stop set lifted_by = 'ann', lifted_at = now()",
     "update webhook set url = 'https://example.com', disabled_at = null, disabled_code = null",
@@ -188,6 +191,20 @@ REFUSED = [
     " values ('acme', 'new', scope_user(), 'key_x', '{}', now())",
     "insert into schedule (tenant, name, user_id, key_id, spec, since)"
     " values ('acme', 'new', 'root', (scope())[3], '{}', now())",
+    "delete from day_limit",
+    "update day_limit set whose = 'users'",
+    "insert into day_limit (tenant, whose, set_by) values ('acme', 'users', 'somebody else')",
+    "update tenant set usd_day_micros = null",
+    "update tenant set day_limited = false",
+    "delete from reservation",
+    "update reservation set held_usd_micros = 0",
+    "insert into reservation (tenant, run_id, call, user_id, day) values ('acme', 'run_x', '/', 'ann', now())",
+    "update day_account set usd_micros = 0",
+    "delete from day_account",
+    "select * from day_wait",
+    "select reserve_day('w1', 'rival', 'run_1', 1, '/', 1, 1, '{}', 0, 0, '{}')",
+    "select day_opened('rival', 'ann')",
+    "select day_fed('rival', '{}')",
     "update fire set schedule = 'x'",
     "select secret from webhook",
     "select * from webhook",

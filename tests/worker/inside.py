@@ -34,6 +34,7 @@ from sojourn.store.doorbell import Doorbell
 from sojourn.store.rows import Commit, Principal, RunRow, SessionRow
 from sojourn.store.tenant import sessions
 from sojourn.tools import toolbox
+from sojourn.worker.budgets.pools import DayPools
 from sojourn.worker.parts import Parts
 from sojourn.worker.slots import CallSlots
 from sojourn.worker.stop import Stop
@@ -116,6 +117,7 @@ async def working(
     name: str = "w1",
     host: str = "here",
     calls_max: Mapping[str, int] | None = None,
+    prices: Any = SevenEach(),  # noqa: B008 (it holds nothing)
     **settings: Any,
 ) -> AsyncIterator[Worker]:
     """A worker that runs."""
@@ -133,8 +135,9 @@ async def working(
             tools=toolbox.fill(),
             sandboxes=sandboxes,  # type: ignore[arg-type]
             sandbox_spec=Spec(),
-            prices=SevenEach(),  # type: ignore[arg-type]
+            prices=prices,
             calls=CallSlots(database, name, calls_max or {}, lease_s=settings.get("lease_s", 15.0)),
+            pools=DayPools(database, name, Settings(**settings).day_defaults),
             now=now,
             tenure=Tenure(settings.get("lease_s", 15.0)),
         )

@@ -1,5 +1,7 @@
 """What one drive keeps apart while it waits for a commit."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +10,9 @@ from tests.loop.run_kit import Run
 from sojourn.errors import Invalid
 from sojourn.loop import events as ev
 from sojourn.loop.messages import said
+from sojourn.store.budgets.pools import Defaults
 from sojourn.store.rows import Commit, Opened
+from sojourn.worker.budgets.pools import DayPools
 from sojourn.worker.drive import Drive
 from sojourn.worker.tenure import Tenure
 
@@ -25,6 +29,17 @@ class Committer:
             run = Run()
             self.drive.deliver([(7, ev.Said(at=run.at(), message=said("late", "hurry")))])
         self.commits.append(commit)
+
+
+class Unasked:
+    """A database that has no pools of the day, and nothing else."""
+
+    @asynccontextmanager
+    async def engine(self) -> AsyncIterator[Any]:
+        yield self
+
+    async def fetch(self, *_: object, **__: object) -> list[Any]:
+        return []
 
 
 def lasting() -> Tenure:
@@ -46,6 +61,7 @@ async def test_mail_that_comes_during_a_commit_is_taken_once_and_read_off_the_in
         models=SimpleNamespace(resolve=nobody),
         prices=SimpleNamespace(tariff=lambda _: None),
         tenure=lasting(),
+        pools=DayPools(Unasked(), "w1", Defaults()),
     )
     claimed: Any = SimpleNamespace(tenant="t", run_id="run_1", fence=1, claims=1)
     drive = committer.drive = Drive(parts, claimed, Opened(continuation=run.state, agents={}), run.agents)

@@ -17,6 +17,7 @@ from sojourn.api.agents import routes as agents
 from sojourn.api.approvals import results
 from sojourn.api.approvals import routes as approvals
 from sojourn.api.audit import routes as audit
+from sojourn.api.budgets import routes as budgets
 from sojourn.api.continuations import issuers
 from sojourn.api.continuations import routes as continuations
 from sojourn.api.events import routes as events
@@ -97,6 +98,7 @@ def served() -> tuple[Route, ...]:
         *issuers.ROUTES,
         *agents.ROUTES,
         *schedules.ROUTES,
+        *budgets.ROUTES,
         *offers.ROUTES,
         *sessions.ROUTES,
         *files.ROUTES,

@@ -39,6 +39,7 @@ NAMES: Mapping[str, str] = {
     "approval_id": f"run_{ID}\\.[A-Za-z0-9_-]{{1,400}}",
     "name": "[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
     "version": "[1-9][0-9]{0,8}",
+    "user": "[^|\x00-\x1f\x7f]{1,200}",
     "path": ".{1,1024}",
 }
 """What the parts of a path may look like; what looks otherwise cannot exist, and is not found."""

@@ -52,7 +52,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     },
     "what runs need": {"agents": "agents", "schedules": "clock.schedules", "sessions": "sessions", "keys": "keys"},
     "who did what": {"audit": "auditing.log"},
-    "what runs cost": {"usage": "costs.usage"},
+    "what runs cost": {"usage": "costs.usage", "budgets": "costs.budgets"},
     "what you are told": {"webhooks": "notices.webhooks", "alerts": "notices.alerts"},
     "runs from elsewhere": {"trust": "continuations.issuers", "seals": "continuations.issuers"},
     "the server": {

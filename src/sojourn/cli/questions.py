@@ -32,13 +32,13 @@ COMMANDS = {
 
 def sleeps(wait: Json) -> bool:
     """Whether it ends by itself, and nobody is needed."""
-    return wait["kind"] == "timer" and bool(wait.get("expires_at"))
+    return wait["kind"] in ("timer", "day_budget") and bool(wait.get("expires_at"))
 
 
 def body(wait: Json) -> str:
     """What is asked, beside the title: the arguments as the server shows them, or the agent's question in its words."""
     display = wait.get("display") or ""
-    if wait["kind"] in ("event", "timer"):
+    if wait["kind"] in ("event", "timer", "day_budget"):
         return ""
     if wait["kind"] != "answer":
         return display

@@ -27,6 +27,7 @@ SCOPES: Mapping[str, str] = {
     "admin:keys": "See, make and revoke the tenant's API keys and signing keys, and say whose exports are let in.",
     "admin:runs": "See dead letters, and let them out of quarantine.",
     "admin:stop": "Stop runs, sessions, agents, users and the tenant, and lift such stops.",
+    "admin:budgets": "Bound what the tenant and its users spend in a day, within what the operator allows.",
     "admin:audit": "Read the audit log: who did what in the tenant.",
     "admin:metrics": "Read the server's metrics, which count all tenants.",
 }

@@ -33,7 +33,7 @@ SETTLED: frozenset[CallState] = frozenset(
 )
 WaitKind = Literal[
     "approval", "answer", "client_tool", "auth", "timer", "event", "budget", "turns", "seconds",
-    "outcome_unknown", "hold", "loop_guard",
+    "outcome_unknown", "hold", "loop_guard", "day_budget",
 ]  # fmt: skip
 Decision = Literal["approve", "reject", "edit", "answer", "retry", "mark_done", "cancel", "extend"]
 Phase = Literal["running", "suspended", "completed", "failed", "cancelled"]
@@ -94,7 +94,7 @@ class Wait(Plain, frozen=True, kw_only=True):
     args_digest: str | None = None
     tool_digest: str | None = None
     about: str | None = None
-    """The name of the event, or the frame whose limits are to be raised."""
+    """The name of the event, the frame whose limits are to be raised, or whose day pool has no room."""
     votes: tuple[Vote, ...] = ()
 
 

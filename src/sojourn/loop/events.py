@@ -80,6 +80,23 @@ class ModelAsked(Plain, frozen=True, kw_only=True, tag="model_asked"):
     """What the model costs, where this is the run's first call of it."""
 
 
+class Unfunded(Plain, frozen=True, kw_only=True, tag="unfunded"):
+    """A model call was not made: a pool that it would be paid from has no room for it today."""
+
+    at: datetime
+    frame: str
+    step: int
+    attempt: int
+    pool: Literal["tenant", "user"]
+    held: Held = Held()
+    """What it may cost at most."""
+    error: Failure
+    until: datetime | None = None
+    """When the day ends; None where another day does not help, because the price is not known."""
+    later: bool = False
+    """Room may come back before that: calls in flight hold it."""
+
+
 class Replied(Plain, frozen=True, kw_only=True, tag="replied"):
     """The model answered, with a whole message."""
 
@@ -274,8 +291,8 @@ class Noted(Plain, frozen=True, kw_only=True, tag="noted"):
 
 
 Event = (
-    Began | Adopted | ModelAsked | Replied | ModelErred | ModelLost | Intended | Returned | CallLost | Said | Decided
-    | Paused | Signalled | Cancelled | GaveUp | Ticked | Turned | Asked | Compacted | Noted
+    Began | Adopted | ModelAsked | Unfunded | Replied | ModelErred | ModelLost | Intended | Returned | CallLost | Said
+    | Decided | Paused | Signalled | Cancelled | GaveUp | Ticked | Turned | Asked | Compacted | Noted
 )  # fmt: skip
 
 

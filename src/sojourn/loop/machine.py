@@ -39,7 +39,7 @@ from sojourn.loop.continuation import (
     pending,
 )
 from sojourn.loop.effects import CallModel, CallTool, Effect
-from sojourn.loop.step import budgets, calls, ending, pauses, replies, tree, waits
+from sojourn.loop.step import budgets, calls, days, ending, pauses, replies, tree, waits
 from sojourn.loop.step.calls import Agents
 from sojourn.loop.step.decisions import decide, expire
 
@@ -194,6 +194,9 @@ def _change(agents: Agents, continuation: Continuation, event: ev.Event) -> Cont
             return decide(agents, continuation, event)
         case ev.ModelAsked():
             return _announce(continuation, event)
+        case ev.Unfunded():
+            frame = _asking(continuation, event)
+            return days.unfunded(agents, continuation, frame, event) if frame is not None else None
         case ev.Intended():
             return _intend(agents, continuation, event)
         case ev.Ticked():
@@ -253,10 +256,8 @@ def _turn(root: Frame, event: Turning, change: Callable[[Frame], Frame | None]) 
 
 def _announce(continuation: Continuation, event: ev.ModelAsked) -> Continuation | None:
     """Set a model call's cost aside, or stop where there is no room for it."""
-    frame = next(iter(path(continuation.root, event.frame)[-1:]), None)
-    if frame is None or continuation.wait is not None or not pauses.asks(frame):
-        return None
-    if (frame.step, frame.turn.attempt) != (event.step, event.attempt):
+    frame = _asking(continuation, event)
+    if frame is None:
         return None
     after = budgets.announced(continuation, event, frame)
     if after is None:
@@ -265,6 +266,14 @@ def _announce(continuation: Continuation, event: ev.ModelAsked) -> Continuation 
     change = replies.again if refused else lambda one: replies.ask_model(one, event)
     after = after if refused else budgets.pinned(after, event)
     return replace(after, root=tree.at_frame(after.root, event.frame, change) or after.root)
+
+
+def _asking(continuation: Continuation, event: ev.ModelAsked | ev.Unfunded) -> Frame | None:
+    """The frame whose next model call the event is about; None where no such call is due."""
+    frame = next(iter(path(continuation.root, event.frame)[-1:]), None)
+    if frame is None or continuation.wait is not None or not pauses.asks(frame):
+        return None
+    return frame if (frame.step, frame.turn.attempt) == (event.step, event.attempt) else None
 
 
 def _intend(agents: Agents, continuation: Continuation, event: ev.Intended) -> Continuation | None:

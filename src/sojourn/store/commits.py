@@ -23,6 +23,7 @@ from sojourn.errors import Invalid, LeaseLost, SojournError, StoreUnavailable
 from sojourn.loop.continuation import pending
 from sojourn.loop.events import Decided
 from sojourn.loop.moving.levels import needed
+from sojourn.store.budgets import settling
 from sojourn.store.db import ANSWER_S, Database
 from sojourn.store.rows import Commit, LedgerRow
 from sojourn.store.runs.journal import JournalRow, rows
@@ -30,7 +31,7 @@ from sojourn.store.runs.snapshots import encode, freeze, text
 
 log = logging.getLogger("sojourn.store")
 
-COMMIT = """
+_WRITTEN = """
 with done as materialized (
     select * from unnest($2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bytea[], $8::text[],
         $9::timestamptz[], $10::bigint[], $11::int[], $12::bigint[], $13::bigint[], $14::bigint[], $15::bigint[],
@@ -76,7 +77,7 @@ with done as materialized (
     where r.tenant = done.tenant and r.id = done.id
         and r.fence = done.fence and coalesce(r.lease_worker, '') = $1 and r.seq = done.before -- not by run_leased
         and (coalesce(done.status, 'queued') = 'queued' or r.mail_last <= greatest(r.mail_read, done.mail_read))
-    returning done.n, r.tenant, r.id, r.status, r.due_at
+    returning done.n, r.tenant, r.id, r.user_id, r.status, r.due_at
 ), journaled as (
     insert into journal (tenant, run_id, seq, at, kind, event, frame_id, slot)
     select saved.tenant, saved.id, j.seq, j.at, j.kind, j.event, j.frame_id, j.slot
@@ -102,9 +103,13 @@ with done as materialized (
 ), heard as (
     delete from inbox i using unnest($48::bigint[], $49::bigint[]) as x (n, id), saved
     where saved.n = x.n and i.tenant = saved.tenant and i.run_id = saved.id and i.id = x.id
-)
+)"""
+_TOLD = """
 select n, status = 'queued' and due_at <= now() as ready from saved
 """
+COMMIT = _WRITTEN + _TOLD
+COMMIT_PAID = _WRITTEN + settling.SETTLE + _TOLD
+"""The same where a commit of the group has something to say to the pools of the day."""
 
 # What became of a commit that did not fit. It had been saved before: so says its last event, or, where it was a mere
 # release, the run. Or all but the mail fits.
@@ -239,7 +244,10 @@ class Committer:
     async def _write(self, commits: list[Commit]) -> list[Verdict]:
         """Write a group once."""
         async with self._db.engine() as connection:
-            found = await connection.fetch(COMMIT, self._worker_id, *_arrays(commits), timeout=ANSWER_S)
+            statement, more = COMMIT, []
+            if any(commit.paid or commit.starved for commit in commits):
+                statement, more = COMMIT_PAID, settling.arrays(commits)
+            found = await connection.fetch(statement, self._worker_id, *_arrays(commits), *more, timeout=ANSWER_S)
             saved: dict[int, Verdict] = {row["n"] - 1: "ready" if row["ready"] else "saved" for row in found}
             judged = {
                 n: await connection.fetchval(JUDGE, *_evidence(commit), self._worker_id, timeout=ANSWER_S)
@@ -291,7 +299,7 @@ def _arrays(commits: list[Commit]) -> list[Any]:
         ),
         *_columns(14, ((n, *_ledger(row)) for n, commit in enumerate(commits, 1) for row in commit.ledger)),
         *_columns(2, ((n, id) for n, commit in enumerate(commits, 1) for id in commit.inbox_ids)),
-        [needed(commit.after) for commit in commits],
+        [max(map(needed, (commit.after, *commit.events))) for commit in commits],
         [row.estimated for commit in commits for row in commit.ledger],
         [commit.after.spent.estimated for commit in commits],
     ]

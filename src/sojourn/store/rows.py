@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Literal
 
 from sojourn.loop.agent import Agent, AgentRef
-from sojourn.loop.budget import Limits
+from sojourn.loop.budget import Held, Limits
 from sojourn.loop.continuation import Continuation, Failure, Wait
 from sojourn.loop.events import Adopted, Began, Event
 from sojourn.loop.messages import Message, Plain, Usage
@@ -210,6 +210,22 @@ class LedgerRow(Plain, frozen=True, kw_only=True):
     """The provider gave no whole count of it."""
 
 
+class Paid(Plain, frozen=True, kw_only=True):
+    """What a commit says of one model call to the pools of the day; `open` while the call is in flight."""
+
+    call: str
+    usd_micros: int = 0
+    tokens: int = 0
+    open: bool = False
+
+
+class Starved(Plain, frozen=True, kw_only=True):
+    """A wait for room in a pool of the day, and what the call that was not made may cost at most."""
+
+    wait: str
+    held: Held
+
+
 class Release(Plain, frozen=True, kw_only=True):
     """How a lease is given back; the run may be claimed again from `due_at` on."""
 
@@ -228,6 +244,9 @@ class Commit(Plain, frozen=True, kw_only=True):
     events: tuple[Event, ...] = ()
     bodies: tuple[tuple[str, int, Message], ...] = ()
     ledger: tuple[LedgerRow, ...] = ()
+    paid: tuple[Paid, ...] = ()
+    """Of tenants with pools of the day alone, as is `starved`."""
+    starved: tuple[Starved, ...] = ()
     inbox_ids: tuple[int, ...] = ()
     release: Release | None = None
 

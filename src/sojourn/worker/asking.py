@@ -47,7 +47,7 @@ NOTES = 0.2
 # ---- what it may cost ------------------------------------------------------------------------
 
 
-def announced(parts: Parts, agent: Agent, effect: CallModel) -> tuple[CallModel, ModelAsked]:
+def announced(parts: Parts, agent: Agent, effect: CallModel, *, pooled: bool = False) -> tuple[CallModel, ModelAsked]:
     """The call with its price, and what says that it is about to be made: with what it may cost, and costs at least."""
     new = parts.prices.tariff(effect.model) if effect.tariff is None else None
     effect = replace(effect, tariff=new) if new else effect
@@ -55,13 +55,12 @@ def announced(parts: Parts, agent: Agent, effect: CallModel) -> tuple[CallModel,
     prompt = Usage(input=prompt_tokens(asked))
     cost = effect.tariff.cost_micros(prompt) if effect.tariff else None
     least = Bill(model=effect.model, usage=prompt, usd_micros=cost, estimated=True)
-    return effect, effect.announced(parts.now(), _held(parts, effect, asked), least=least, tariff=new)
+    most = _held(parts, effect, asked) if pooled or effect.room != Room() else Held()
+    return effect, effect.announced(parts.now(), most, least=least, tariff=new)
 
 
 def _held(parts: Parts, effect: CallModel, asked: Request) -> Held:
-    """What a call may cost at most; nothing where no limit asks for it."""
-    if effect.room == Room():
-        return Held()
+    """What a call may cost at most; asked for by a limit, or a pool of the day, alone."""
     most = call_ceiling(asked, effect.tariff)
     if input_tokens(asked) <= window.TRIGGER * _room(parts, effect, asked):
         return most

@@ -13,6 +13,7 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
+from functools import partial
 from typing import Literal
 
 from msgspec.structs import replace
@@ -24,6 +25,7 @@ from sojourn.loop.continuation import Continuation, Phase, fresh, pending
 from sojourn.loop.effects import CallModel, CallTool, Effect
 from sojourn.loop.machine import apply, due, given_up, in_flight, phase, wake_at
 from sojourn.store import queue, stops
+from sojourn.store.budgets.tally import Tally
 from sojourn.store.commits import MailWaits
 from sojourn.store.rows import Claimed, Commit, LedgerRow, Opened, Release
 from sojourn.store.tenant import usage
@@ -65,6 +67,7 @@ class Drive:
         self.broken: Exception | None = None
         self.events: list[ev.Event] = []
         self.ledger: list[LedgerRow] = []
+        self.tally = Tally()
         self.mail: list[int] = []
         self.mail_seen = 0
         self.starting: list[Effect] = []
@@ -112,6 +115,7 @@ class Drive:
     async def run(self) -> None:
         """Take the run as far as it goes. Raises nothing: a lost lease ends it without a trace."""
         try:
+            await self.place.patiently(self.parts.pools.meet, self.place.tenant)
             self._take(self._waiting())
             if self._early():
                 self._take([await self._next(), *self._waiting()])
@@ -157,6 +161,8 @@ class Drive:
         """Take an event that led to `after`, and write down what it cost."""
         if (row := usage.entry(self.state, event)) is not None:
             self.ledger.append(row)
+        if self.parts.pools.bind(self.place.tenant):
+            self.tally.take(self.state, event, after)
         if isinstance(event, ev.Compacted) and event.usage and (meter := self.place.meters.get(asked_by(event))):
             del meter.owed[:1]
         self.events.append(event)
@@ -168,7 +174,7 @@ class Drive:
             return replace(lost, bill=meter.cut())
         return replace(lost, bill=None) if lost.given_up else lost  # it had not begun; others were a dead worker's
 
-    def _announce(self) -> None:
+    async def _announce(self) -> None:
         """Say in the journal what is about to be performed."""
         if self.leaving == "lost":
             raise LeaseLost
@@ -179,17 +185,24 @@ class Drive:
         if self.leaving is None:
             for effect in due(self.agents, self.state):
                 before = self.state
-                effect, announcement = self._announcement(effect)
+                effect, announcement = await self._announcement(effect)
                 self._take([announcement])
                 if self.state is not before:
                     self.starting.append(effect)
             self._ask()
             self._turn()
 
-    def _announcement(self, effect: Effect) -> tuple[Effect, ev.Event]:
-        if isinstance(effect, CallModel):
-            return announced(self.parts, self.agents[effect.agent], effect)
-        return effect, effect.announced(self.parts.now())
+    async def _announcement(self, effect: Effect) -> tuple[Effect, ev.Event]:
+        """The effect, and what says that it is about to be performed, or that a pool of the day has no room for it."""
+        if not isinstance(effect, CallModel):
+            return effect, effect.announced(self.parts.now())
+        pools = self.parts.pools
+        pooled = pools.bind(self.place.tenant)
+        effect, asked = announced(self.parts, self.agents[effect.agent], effect, pooled=pooled)
+        if not pooled or _key(effect) not in self._alive(apply(self.agents, self.state, asked)):
+            return effect, asked
+        refusal = partial(pools.refusal, self.place.claimed, asked, tally=self.tally, priced=effect.tariff is not None)
+        return effect, await self.place.patiently(refusal) or asked
 
     def _ask(self) -> None:
         """Say in the journal which questions were opened, and what people are shown."""
@@ -218,12 +231,13 @@ class Drive:
     async def _save(self) -> bool:
         """Make durable what happened and what is announced; true when the run was given back with it."""
         while True:
-            self._announce()
+            await self._announce()
             self._start(reads_only=True)
             commit = self._commit()
             if not (commit.events or commit.inbox_ids or commit.release):
                 return False
             self.events, self.ledger, self.mail = [], [], []  # what comes meanwhile is the next one's
+            self.tally = Tally()
             try:
                 await self.place.patiently(self.parts.committer.commit, commit)
             except MailWaits:
@@ -244,6 +258,8 @@ class Drive:
             events=tuple(self.events),
             bodies=tuple(fresh(self.committed, self.state)),
             ledger=tuple(self.ledger),
+            paid=self.tally.paid,
+            starved=self.tally.starved(self.state),
             inbox_ids=tuple(self.mail),
             release=self._release(),
         )
@@ -318,9 +334,10 @@ class Drive:
             task.cancel()
             self.stopping.append(asyncio.create_task(stop(self.parts, self.place, effect)))
 
-    def _alive(self) -> set[Key]:
+    def _alive(self, state: Continuation | None = None) -> set[Key]:
         """The attempts that an answer can still reach."""
-        return {_lost_key(lost) for lost in in_flight(self.state, self.state.updated_at)}
+        state = state or self.state
+        return {_lost_key(lost) for lost in in_flight(state, state.updated_at)}
 
     def _forget(self) -> None:
         """Let go of what attempts used that are over, now that it is durable."""

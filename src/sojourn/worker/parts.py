@@ -20,6 +20,7 @@ from sojourn.store.deltas import DeltaWriter
 from sojourn.store.doorbell import Doorbell
 from sojourn.store.rows import Claimed
 from sojourn.tools.tool import Toolbox
+from sojourn.worker.budgets.pools import DayPools
 from sojourn.worker.meter import Asked, Meter
 from sojourn.worker.slots import CallSlots
 from sojourn.worker.tenure import Tenure
@@ -54,6 +55,7 @@ class Parts:
     prices: Prices
     now: Callable[[], datetime]
     calls: CallSlots
+    pools: DayPools
     tenure: Tenure
     moving: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(4))
     """So many sandboxes are opened or put away at once: each may hold an archive in memory meanwhile."""

@@ -1,9 +1,9 @@
 """A worker process: it claims runs, drives each in a task, and gives them back when it is told to stop.
 
 `wiring` starts it. Loops run side by side: claim, read mail, beat, carry out stops, rescue what nobody drives,
-tidy, share, expire, and let go of what is in flight before others can have it. The rules: what happens to one run never
-stops another; while the database is away the worker waits and tries again; a suspended run holds nothing of it; once it
-is told to end it claims nothing new, and every run is finished or handed back.
+tidy, share, expire, fund, and let go of what is in flight before others can have it. The rules: what happens to one run
+never stops another; while the database is away the worker waits and tries again; a suspended run holds nothing of it;
+once it is told to end it claims nothing new, and every run is finished or handed back.
 """
 
 import asyncio
@@ -104,6 +104,7 @@ class Worker:
                 asyncio.create_task(self._repeat(self._tidy, wanted)),
                 asyncio.create_task(self._repeat(self._share, wanted)),
                 asyncio.create_task(self._repeat(self._expire, wanted)),
+                asyncio.create_task(self._repeat(self._fund, wanted)),
                 asyncio.create_task(self._repeat(self._let_go, wanted)),
                 asyncio.create_task(self._repeat(self._stop, ordered)),
                 asyncio.create_task(self._repeat(sender.send, wanted)),
@@ -287,6 +288,12 @@ class Worker:
         """Delete what is past its time; nobody waits for it."""
         if not await tidy(self.parts):
             await asyncio.sleep(TIDY_S)
+
+    async def _fund(self, _: Subscription) -> None:
+        """Learn which tenants have pools of the day, and let runs go on that waited for room in one."""
+        await self.parts.pools.look({drive.place.tenant for drive in self.drives.values()})
+        await self.parts.pools.wake(self.parts.doorbell.ring, self.parts.now)
+        await asyncio.sleep(POLL_S)
 
     def _until(self, due: datetime | None) -> float:
         """Seconds to sleep when the queue is empty, at most the slow poll."""

@@ -69,10 +69,17 @@ def need_key(parts: Api, models: Iterable[str], pointer: str) -> None:
     )
 
 
-def need_price(parts: Api, agents: Sequence[Agent]) -> None:
-    """Raise Invalid where a model that may be asked has no price: a limit of money could not be kept."""
+def need_price(parts: Api, agents: Sequence[Agent], *, day: bool = False) -> None:
+    """Raise Invalid where a model that may be asked has no price: a limit, or a day's budget, could not be kept."""
     for model in {model for agent in agents for model in agent.models}:
         if parts.price(model, Usage(input=1)) is None:
+            if day:
+                raise Invalid(
+                    f"The price of {model} is not known, so the day's budget of money cannot be kept. Ask the operator "
+                    f"to set [prices.{model!r}] in the server's settings.",
+                    code="budget.price_unknown",
+                    pointer="/model",
+                )
             raise Invalid(
                 f"The price of {model} is not known, so a limit of money cannot be kept. Set [prices.{model!r}] in the "
                 "server's settings, or leave out `usd`.",

@@ -22,6 +22,7 @@ from sojourn.loop.moving import reading
 from sojourn.loop.moving.adoption import Adoption, Home, imported
 from sojourn.loop.moving.document import messages, referred
 from sojourn.store import runs
+from sojourn.store.budgets import pools
 from sojourn.store.db import Connection
 from sojourn.store.rows import AdoptedRun, SourceRun
 from sojourn.store.tenant import blobs, issuers, sessions
@@ -91,6 +92,8 @@ async def land(ask: Ask[Any, Any], connection: Connection, adoption: Adoption, g
     _need_here(ask.parts, adoption.continuation, agents)
     _need_raise(ask, adoption.continuation, agents)
     status, due_at = _standing(agents, adoption.continuation, event.at)
+    if status == "queued" and not adoption.continuation.root.ended:
+        await pools.admit(connection, ask.principal.user, ask.parts.settings.day_defaults)
     new = AdoptedRun(
         event=event,
         continuation=adoption.continuation,

@@ -121,6 +121,7 @@ def _forked(ask: Ask[Fork, None], answer: Answer) -> dict[str, str]:
 UNREADABLE = ("continuation.unreadable", "continuation.unknown_format", "continuation.bad_seal")
 LANDS = (
     "model.no_key", "budget.no_price", "tool.unknown", "tool.changed", "session.busy", "limit.queue", "stop.in_force",
+    "budget.day_exhausted",
 )  # fmt: skip
 
 ROUTES = (

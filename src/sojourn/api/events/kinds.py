@@ -202,7 +202,7 @@ class SignalReceived(Seen, frozen=True, kw_only=True, tag="signal.received"):
 
 
 class BudgetExhausted(Seen, frozen=True, kw_only=True, tag="budget.exhausted"):
-    """A limit leaves no room for another step."""
+    """A limit, or a pool of the day, leaves no room for another step."""
 
     detail: str
 

@@ -35,6 +35,8 @@ def project(run_id: str, agent: Agent | None, seq: int, event: ev.Event) -> Iter
             yield from _turned(here, run_id, event)
         case ev.ModelAsked():
             yield k.ModelStarted(**here, frame=event.frame, step=event.step, attempt=event.attempt, model=event.model)
+        case ev.Unfunded(later=False):
+            yield k.BudgetExhausted(**here, detail=event.error.detail)
         case ev.Replied():
             yield from _replied(here, agent, event)
         case ev.ModelErred():

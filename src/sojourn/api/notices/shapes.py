@@ -17,6 +17,7 @@ EventType = Literal[
     "run.suspended",
     "run.quarantined",
     "alert.spend",
+    "alert.budget",
     "alert.errors",
     "alert.queue",
     "alert.webhook",
@@ -135,14 +136,14 @@ class AlertSeen(msgspec.Struct, frozen=True, kw_only=True):
     object: Literal["alert"] = "alert"
     id: str
     kind: str
-    """`spend`, `errors`, `queue`, `webhook` or `backlog`; more may be added."""
+    """`spend`, `budget`, `errors`, `queue`, `webhook` or `backlog`; more may be added."""
     what: str
     """`tenant`, `user`, `agent` or `webhook`."""
     subject: str
     """The user, the agent's name or the webhook's id; empty for the tenant."""
     value: int
     bound: int
-    """What the value is compared with: micro-USD, runs, seconds or deliveries, as the kind has it."""
+    """What the value is compared with: micro-USD, tokens, runs, seconds or deliveries, as the kind has it."""
     detail: str
     opened_at: datetime
     closed_at: datetime | None

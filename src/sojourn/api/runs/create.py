@@ -22,6 +22,7 @@ from sojourn.loop.budget import Limits
 from sojourn.loop.events import Began
 from sojourn.loop.machine import begin
 from sojourn.store import runs
+from sojourn.store.budgets import pools
 from sojourn.store.db import Connection
 from sojourn.store.rows import NewRun
 from sojourn.store.tenant import catalog, sessions
@@ -47,13 +48,21 @@ async def create(
     if wanted.session is None:
         await sessions.create(connection, session_id)
     queued_max = settings.queued_runs_max if new.start_at is None else settings.delayed_runs_max
-    await runs.create(connection, new, queued_max=queued_max)
+    if await runs.create(connection, new, queued_max=queued_max) or settings.day_defaults.bind:
+        await _affordable(ask, connection, new)
     return Answer(
         status=202,
         body=Accepted(run_id=run_id, session_id=session_id, status="queued"),
         headers={"Location": f"/v1/runs/{run_id}"},
         rings=((WORK_BELL, run_id), (RUN_BELL, run_id)),
     )
+
+
+async def _affordable(ask: Acting, connection: Connection, new: NewRun) -> None:
+    """Raise OverLimit where a pool of the day is empty, and Invalid where it cannot be kept."""
+    money = await pools.admit(connection, new.event.principal.user, ask.parts.settings.day_defaults)
+    if money:
+        specs.need_price(ask.parts, (new.agent, *new.agents), day=True)
 
 
 async def drafted(ask: Acting, connection: Connection, wanted: CreateRun) -> NewRun:

@@ -205,6 +205,7 @@ def waiting(run_id: str, one: Wait) -> shapes.OpenWait:
 STARTS = (
     "agent.unknown", "agent.archived", "blob.unknown", "model.unknown", "model.no_key", "budget.no_price",
     "tool.unknown", "tool.schema", "session.busy", "session.closed", "limit.queue", "stop.in_force",
+    "budget.day_exhausted", "budget.price_unknown",
 )  # fmt: skip
 """The refusals of whatever starts a run."""
 

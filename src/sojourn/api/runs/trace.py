@@ -221,7 +221,7 @@ class Book:
 
     def _expired(self, at: datetime) -> None:
         for wait in [one for one in self.waits.values() if over(one, at) and one.ask.on_expire != "keep"]:
-            self._answered(wait, at, "ok" if wait.kind == "timer" else "expired")
+            self._answered(wait, at, "ok" if wait.kind in ("timer", "day_budget") else "expired")
 
     def _over(self, frame: str, at: datetime) -> None:
         """A frame that asks its model waits for nothing, and nothing below it does."""

@@ -79,13 +79,13 @@ def list_tenants(args: Namespace, shell: Shell) -> int:
         rows = [{"id": t.id, "queued": t.queued, "running": t.running, **t.limits, "rates": _rates(t)} for t in found]
         shell.print_json({"data": rows})
         return OK
-    names = [name.upper().replace("_", " ") for name in LIMITS]
+    names = [name.removesuffix("_micros").upper().replace("_", " ") for name in LIMITS]
     shell.out.table(
         ("TENANT", "QUEUED", "RUNNING", *names, "RATES"),
         [
             (
                 *(t.id, str(t.queued), str(t.running)),
-                *(_shown(t.limits[name]) for name in LIMITS),
+                *(_shown(name, t.limits[name]) for name in LIMITS),
                 " ".join(f"{name}={rate}" for name, rate in _rates(t).items()) or "-",
             )
             for t in found
@@ -96,7 +96,7 @@ def list_tenants(args: Namespace, shell: Shell) -> int:
 
 def set_tenant(args: Namespace, shell: Shell) -> int:
     """Change a tenant's limits. Raises Stop where none is named."""
-    given = {name: value for name in LIMITS if (value := getattr(args, name)) is not None}
+    given = {name: value for name in LIMITS if (value := getattr(args, name.removesuffix("_micros"))) is not None}
     if not given and not args.rate:
         raise Stop("Say which limit: see `sojourn tenants set --help`.", USAGE)
     limits = {name: _limit(name, value) for name, value in given.items()}
@@ -106,7 +106,8 @@ def set_tenant(args: Namespace, shell: Shell) -> int:
     if args.json:
         shell.print_json({"id": args.tenant, **limits, **({"rates": shown} if rates else {})})
     else:
-        changes = [*(f"{name} {_shown(limit)}" for name, limit in {**limits, **shown}.items())]
+        told = {name.removesuffix("_micros"): _shown(name, limit) for name, limit in limits.items()}
+        changes = (f"{name} {limit or '-'}" for name, limit in {**told, **shown}.items())
         shell.out.line(f"{args.tenant}: " + ", ".join(changes))
     return OK
 
@@ -129,13 +130,25 @@ def _rates(tenant: TenantRow) -> dict[str, str]:
 def _limit(name: str, value: str) -> int | None:
     if value == "none":
         return None
+    if name.endswith("_micros"):
+        return _micros(f"--{name.removesuffix('_micros').replace('_', '-')}", value)
     if not (value.isascii() and value.isdecimal() and int(value) <= LIMIT_MAX):
         raise Stop(f"--{name.replace('_', '-')} is a number up to {LIMIT_MAX}, or none.", USAGE)
     return int(value)
 
 
-def _shown(limit: int | str | None) -> str:
-    return "-" if limit is None else str(limit)
+def _micros(option: str, value: str) -> int:
+    """An amount in US dollars."""
+    whole, _, part = value.partition(".")
+    if not (value.isascii() and (whole + part).isdecimal() and len(part) <= 6 and len(whole) <= 9):
+        raise Stop(f"{option} is an amount in US dollars such as 50 or 0.25, or none.", USAGE)
+    return int(whole or 0) * 1_000_000 + int(part.ljust(6, "0"))
+
+
+def _shown(name: str, limit: int | None) -> str:
+    if limit is None:
+        return "-"
+    return f"{limit // 10**6}.{limit % 10**6:06}" if name.endswith("_micros") else str(limit)
 
 
 async def _examined(args: Namespace, shell: Shell) -> int:

@@ -7,19 +7,28 @@ takes nothing away from those beside it.
 
     LEVEL 0    everything up to 0.4
     LEVEL 1    what calls cost that gave no reply, pinned prices, and what a run cost that ended
+    LEVEL 2    pools of a day: the event Unfunded, the wait day_budget
 """
 
 from typing import Final
 
 from sojourn.loop.continuation import Continuation, frames
+from sojourn.loop.events import Unfunded
 
-LEVEL: Final = 1
+LEVEL: Final = 2
 """What this release can read."""
 
 
 def needed(value: object) -> int:
     """The level that it takes to read a continuation, an event or an agent."""
+    if isinstance(value, Unfunded):
+        return 2
     if not isinstance(value, Continuation):
         return 0
-    spent, asked = value.spent, any(frame.turn.least for frame in frames(value.root))
+    asked = False
+    for frame in frames(value.root):
+        if frame.wait is not None and frame.wait.kind == "day_budget":
+            return 2
+        asked = asked or bool(frame.turn.least)
+    spent = value.spent
     return int(value.root.ended or asked or bool(value.prices or spent.estimated or spent.unpriced))

@@ -155,8 +155,9 @@ def _extend_budget(continuation: Continuation, pool: str, limits: Limits) -> Con
 
 def _decide_frame(frame: Frame, wait: Wait, event: Decided, active_ms: int) -> Frame:
     if event.decision == "approve":
-        return go_on(frame, wait, active_ms)
-    code = "budget.exhausted" if wait.kind == "budget" else "run.stopped"
+        return replace(frame, wait=None) if wait.kind == "day_budget" else go_on(frame, wait, active_ms)
+    codes = {"budget": "budget.exhausted", "day_budget": "budget.day_exhausted"}
+    code = codes.get(wait.kind, "run.stopped")
     return failed(frame, Failure(code, event.reason or "A person said that it is enough."))
 
 
@@ -249,6 +250,8 @@ def expire(continuation: Continuation, at: datetime) -> Continuation | None:
     for frame in frames(continuation.root):
         if frame.turn.not_before is not None and frame.turn.not_before <= at:
             root = at_frame(root, frame.id, _wake) or root
+        if frame.wait is not None and frame.wait.kind == "day_budget" and over(frame.wait, at):
+            root = at_frame(root, frame.id, lambda one: replace(one, wait=None)) or root
     for wait in pending(continuation):
         if over(wait, at) and wait.ask.on_expire != "keep" and wait.call is not None:
             root = with_call(root, wait.call, _expiring(wait, at)) or root

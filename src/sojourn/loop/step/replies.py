@@ -48,7 +48,7 @@ def retry(agents: Agents, frame: Frame, event: ModelErred) -> Frame:
     turn, last = frame.turn, frame.turn.model + 1 >= len(agents[frame.agent.digest].models)
     failures = turn.failures + 1
     asked_s = event.retry_after_s
-    wait_s = min(asked_s, RETRY_AFTER_MAX_S) if asked_s is not None else _backoff_s(frame, failures)
+    wait_s = min(asked_s, RETRY_AFTER_MAX_S) if asked_s is not None else backoff_s(frame, failures)
     if event.retry and failures < TRIES and (last or wait_s <= PATIENCE_S):
         turn = replace(again(frame).turn, failures=failures, not_before=event.at + timedelta(seconds=wait_s))
         return replace(frame, turn=turn)
@@ -67,7 +67,7 @@ def again(frame: Frame) -> Frame:
     return replace(frame, turn=replace(frame.turn, attempt=frame.turn.attempt + 1, sent=False, held=Held(), least=None))
 
 
-def _backoff_s(frame: Frame, failures: int) -> float:
+def backoff_s(frame: Frame, failures: int) -> float:
     """Exponential, with a jitter that is drawn from the place itself: the same state waits the same time."""
     where = f"{frame.id} {frame.step} {frame.turn.attempt} {frame.agent.digest}"
     draw = hashlib.sha256(where.encode()).digest()[0] / 255

@@ -34,6 +34,7 @@ ALLOWED: Mapping[WaitKind, tuple[Decision, ...]] = {
     "outcome_unknown": ("retry", "mark_done", "cancel"),
     "hold": ("approve",),
     "loop_guard": ("approve", "reject"),
+    "day_budget": ("approve", "reject"),
 }
 
 

@@ -7,7 +7,7 @@ A statement gives a row for each tenant and subject: `what`, `subject`, `day` (o
 and closes when it is not, so that a value that swings about its bound does not open one again and again. It is given
 the time ($1) and the thresholds as JSON ($2).
 
-A kind is added here: a statement, and where it counts, a threshold. Budgets that are nearly spent belong here, too.
+A kind is added here: a statement, and where it counts, a threshold.
 The rule: a statement reads an index, over all tenants, and costs as much as today and the last hour have rows.
 """
 
@@ -98,8 +98,40 @@ select tenant, 'webhook' as what, webhook_id as subject, null::date as day, coun
 from webhook_delivery where due_at is not null
 group by tenant, webhook_id having count(*) >= 2500
 """
+# What calls came to that ended a moment ago is still in their reservations.
+BUDGET = f"""
+select used.tenant, pool.pool as what, used.user_id as subject, used.day, fullest.value, fullest.bound, fullest.detail,
+    true as breached
+from (
+    select tenant, user_id, day, sum(usd_micros)::bigint as usd, sum(tokens)::bigint as tokens
+    from (
+        select tenant, user_id, day, usd_micros, tokens from day_account
+        union all
+        select r.tenant, who.id, r.day, r.usd_micros, r.tokens
+        from reservation r cross join lateral (values (''), (r.user_id)) as who (id)
+    ) as part
+    where day = ($1 at time zone 'UTC')::date
+    group by tenant, user_id, day
+) as used
+cross join (
+    select ($2::json ->> 'budget_share')::float8 as share,
+        array(select json_array_elements_text($2::json -> 'day_defaults')::bigint) as defaults
+) as given
+cross join lateral day_bounds(used.tenant, used.user_id, given.defaults) as pool
+cross join lateral (
+    select m.value, m.bound, m.said || ' of the day''s budget are spent' as detail
+    from (values
+        (used.usd, pool.usd_max, format('%s of %s', {USD.format("used.usd")}, {USD.format("pool.usd_max")})),
+        (used.tokens, pool.tokens_max, format('%s of %s tokens', used.tokens, pool.tokens_max))
+    ) as m (value, bound, said)
+    where m.bound > 0 and m.value >= m.bound * given.share
+    order by m.value / m.bound::float8 desc limit 1
+) as fullest
+where (pool.pool = 'tenant') = (used.user_id = '')
+"""
 RULES: Mapping[str, str] = {
     "spend": SPEND,
+    "budget": BUDGET,
     "errors": ERRORS,
     "queue": QUEUE,
     "webhook": WEBHOOK,
@@ -113,6 +145,9 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True):
     spend_times: float
     spend_floor: int
     """Micro-USD; less spent in a day is never told."""
+    budget_share: float
+    day_defaults: list[int | None]
+    """The bounds of pools where nobody set any, as `day_bounds` takes them."""
     errors_share: float
     errors_min: int
     queue_s: float

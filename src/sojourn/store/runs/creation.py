@@ -34,9 +34,11 @@ with place as (
         order by finished_at desc limit 1
     ) is distinct from $24 or exists (
         select from run where tenant = s.tenant and session_id = s.id and finished_at is null
-    ) as busy
+    ) as busy, t.bound
     from session s cross join lateral (
-        select case when $26::timestamptz is null then coalesce(queued_max, $3) else $3 end as queued_max
+        select case when $26::timestamptz is null then coalesce(queued_max, $3) else $3 end as queued_max,
+            day_limited
+                or coalesce(usd_day_micros, tokens_day, user_usd_day_micros, user_tokens_day) is not null as bound
         from tenant where id = s.tenant offset 0
     ) as t
     where s.tenant = (select scope_tenant()) and s.id = $2
@@ -61,7 +63,7 @@ with place as (
     from made, unnest($21::text[], $22::text[], $23::text[]) as agent (digest, subs, spec)
     on conflict do nothing
 )
-select closed_at is not null as closed, "full", queued_max, busy from place
+select closed_at is not null as closed, "full", queued_max, busy, bound from place
 """
 # The first in line has waited for as long as it takes a queue of this length to begin.
 WAITED_S = """
@@ -73,8 +75,8 @@ RETRY_MIN_S, RETRY_MAX_S = 1.0, 60.0
 INPUT_MAX = 500
 
 
-async def create(conn: Connection, new: NewRun, *, queued_max: int) -> None:
-    """Create a run of a session; ring `sojourn_work` after the transaction.
+async def create(conn: Connection, new: NewRun, *, queued_max: int) -> bool:
+    """Create a run of a session; ring `sojourn_work` after the transaction. Says whether its tenant has day pools.
 
     `queued_max` holds where the tenant's row says nothing; requests that come at the very same moment do not see each
     other, so that it can be passed by as many as there are connections. Of a run with `start_at` it bounds those that
@@ -98,6 +100,7 @@ async def create(conn: Connection, new: NewRun, *, queued_max: int) -> None:
         raise _busy(new)
     if place["full"]:
         raise await queue_full(conn, place["queued_max"], later=new.start_at is not None)
+    return bool(place["bound"])
 
 
 async def queue_full(conn: Connection, queued_max: int, *, later: bool = False) -> QueueFull:

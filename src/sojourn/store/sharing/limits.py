@@ -17,7 +17,10 @@ from sojourn.store.db import Connection, Database
 from sojourn.store.roles import KEYRING
 from sojourn.store.sharing.rates import Limit, Own
 
-LIMITS = ("runs_max", "queued_max", "runs_kept_days", "ledger_kept_days")
+LIMITS = (
+    "runs_max", "queued_max", "runs_kept_days", "ledger_kept_days",
+    "usd_day_micros", "tokens_day", "user_usd_day_micros", "user_tokens_day",
+)  # fmt: skip
 """The columns of a tenant that an operator sets; null means what the settings say."""
 TENANTS = f"""
 select t.id, {", ".join(f"t.{name}" for name in LIMITS)}, coalesce(t.rates, '{{}}') as rates,

@@ -22,11 +22,12 @@ from sojourn.errors import LeaseLost, SojournError, TooNew, Unreadable
 from sojourn.loop import events as ev
 from sojourn.loop.continuation import Wait
 from sojourn.loop.machine import apply, given_up
-from sojourn.loop.moving.levels import needed
+from sojourn.store.budgets.tally import Tally
 from sojourn.store.commits import Committer, MailWaits, Ring
 from sojourn.store.db import Connection, Database
 from sojourn.store.rows import Claimed, Commit, Release, StopOrder
 from sojourn.store.runs.journal import for_us
+from sojourn.store.runs.mailing import post_all
 from sojourn.store.runs.quarantine import bury
 from sojourn.store.runs.snapshots import thaw
 from sojourn.store.stops.matching import NAMES_RUN, NAMES_SESSION
@@ -58,6 +59,7 @@ FOUND = f"""
 select * from (
     select r.tenant, r.id, r.fence, r.seq, r.snapshot, r.needs, r.lease_worker is not null as leased,
         array(select i.id from inbox i where i.tenant = r.tenant and i.run_id = r.id order by i.id) as mail,
+        exists (select from day_account d where d.tenant = r.tenant) as pooled,
         sum(octet_length(r.snapshot)) over (order by r.id) - octet_length(r.snapshot) as bytes_before
     from (
         select r.* from stop s join run r on {NAMES_RUN}
@@ -77,24 +79,6 @@ insert into stopped_run (tenant, stop_id, run_id, told)
 select tenant, $1, run_id, true from unnest($2::text[], $3::text[]) as hit (tenant, run_id)
 on conflict (tenant, stop_id, run_id) do update set told = true where not stopped_run.told
 returning tenant, run_id
-"""
-MAIL = """
-with target as (
-    select r.tenant, r.id, letter.event, letter.needs
-    from unnest($1::text[], $2::text[], $3::bytea[], $4::int[]) as letter (tenant, run_id, event, needs)
-    join run r on r.tenant = letter.tenant and r.id = letter.run_id
-    where r.finished_at is null order by r.id for no key update of r
-), posted as (
-    insert into inbox (tenant, run_id, event) select tenant, id, event from target returning tenant, run_id, id
-)
-update run r set
-    mail_last = posted.id,
-    needs = greatest(r.needs, target.needs),
-    status = case when r.status in ('running', 'quarantined') then r.status else 'queued' end,
-    due_at = case when r.status not in ('running', 'quarantined') then now() end,
-    ready = r.status not in ('running', 'quarantined')
-from posted join target on target.tenant = posted.tenant and target.id = posted.run_id
-where r.tenant = posted.tenant and r.id = posted.run_id
 """
 REMAINS = f"""
 select exists (
@@ -177,7 +161,7 @@ async def _tell(
     """Tell the workers of held runs, once; which runs were told now."""
     async with engine.transaction():
         hit = await engine.fetch(TELL, stop.id, [row["tenant"] for row in held], [row["id"] for row in held])
-        await _mail(engine, [(row["tenant"], row["run_id"], event) for row in hit])
+        await post_all(engine, [(row["tenant"], row["run_id"], event) for row in hit])
     return [row["run_id"] for row in hit]
 
 
@@ -190,10 +174,11 @@ async def _end(db: Database, nobody: Committer, row: asyncpg.Record, event: ev.C
         return
     ended = apply({}, before, event)  # no agent is asked: what has ended does nothing more
     lost = given_up(before, ended, event)  # its worker died, and nobody took it over
-    after, ledger = before, []
+    after, ledger, tally = before, [], Tally()
     for one in (*lost, event):
-        ledger += [paid] if (paid := usage.entry(after, one)) else []
-        after = apply({}, after, one)
+        was, after = after, apply({}, after, one)
+        ledger += [paid] if (paid := usage.entry(was, one)) else []
+        tally.take(was, one, after)
     turned = ev.Turned(at=event.at, phase="cancelled", spent=after.spent)
     after = apply({}, after, turned)
     commit = Commit(
@@ -204,6 +189,7 @@ async def _end(db: Database, nobody: Committer, row: asyncpg.Record, event: ev.C
         after=after,
         events=(*lost, event, turned),
         ledger=tuple(ledger),
+        paid=tally.paid if row["pooled"] else (),
         inbox_ids=tuple(row["mail"]),
         release=Release(status="cancelled"),
     )
@@ -241,7 +227,7 @@ async def _let_go(db: Database, ring: Ring, stop: Stop, at: datetime) -> bool:
                 letters.append((row["tenant"], row["run_id"], decided))
             if wait is not None or row["over"] or not row["awake"]:
                 free.append(row)
-        await _mail(engine, letters)
+        await post_all(engine, letters)
         await engine.execute(RELEASED, stop.id, [row["tenant"] for row in free], [row["run_id"] for row in free])
     _wake(ring, [run_id for _, run_id, _ in letters])
     return bool(free)
@@ -255,16 +241,6 @@ def _hold(stop: Stop, waits: Iterable[Wait]) -> str | None:
 async def _still_held(db: Database, stop: Stop) -> bool:
     async with db.engine() as engine:
         return bool(await engine.fetch(HELD, stop.tenant, stop.id, 1))
-
-
-# ---- mail --------------------------------------------------------------------------------------
-
-
-async def _mail(engine: Connection, letters: Sequence[tuple[str, str, ev.Event]]) -> None:
-    if letters:
-        tenants, ids, events = zip(*letters, strict=True)
-        bodies, levels = [ev.encode(event) for event in events], [needed(event) for event in events]
-        await engine.execute(MAIL, tenants, ids, bodies, levels)
 
 
 def _wake(ring: Ring, run_ids: Sequence[str]) -> None:

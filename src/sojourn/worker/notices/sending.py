@@ -79,6 +79,8 @@ def thresholds(settings: Settings) -> Thresholds:
     return Thresholds(
         spend_times=settings.alert_spend_times,
         spend_floor=settings.alert_spend_floor_usd_micros,
+        budget_share=settings.alert_budget_share,
+        day_defaults=settings.day_defaults.row,
         errors_share=settings.alert_errors_share,
         errors_min=settings.alert_errors_min,
         queue_s=settings.alert_queue_s,

@@ -1,1 +1,1 @@
-"""What runs cost."""
+"""What runs cost, and may cost."""
