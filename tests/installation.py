@@ -24,6 +24,17 @@ from tests.conftest import until
 START_S = 60.0
 RUN_S = 120.0
 ENDED = ("completed", "failed", "cancelled")
+RECORD = """
+import asyncio, os, time
+from sojourn.tools.functions import tool
+
+def record(line):
+    fd = os.open(os.environ["EFFECTS"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.write(fd, (line + "\\n").encode())
+    os.close(fd)
+
+"""
+"""How offered tools begin that have effects: `record` adds a line to the file EFFECTS, whatever dies after it."""
 
 
 class Installation:

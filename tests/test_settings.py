@@ -31,6 +31,7 @@ def test_known_providers_are_described_by_their_variables(tmp_path: Path) -> Non
     [
         ({"SOJOURN_LEASE_S": "soon"}, "", "lease_s"),
         ({"SOJOURN_LEASE_S": "301"}, "", "lease_s"),
+        ({"SOJOURN_PUBLIC_URL": "https://example.org\n"}, "", "PUBLIC_URL|public_url"),
         ({"OPENAI_CALLS_MAX": "0"}, "", "OPENAI_CALLS_MAX"),
         ({"OPENAI_CALLS_MAX": "many"}, "", "OPENAI_CALLS_MAX"),
         ({}, "lease = 5", "lease"),

@@ -74,7 +74,7 @@ async def test_a_name_is_taken_once_and_must_be_a_name(api: Served) -> None:
     await api.post("/v1/agents", AGENT)
     taken = await api.post("/v1/agents", AGENT)
     assert (taken.status, taken.code) == (409, "agent.exists")
-    for name in ("", "a b", "-a", "a/b", "x" * 65, "é"):
+    for name in ("", "a b", "-a", "a/b", "x" * 65, "é", "analyst\n"):
         reply = await api.post("/v1/agents", {**AGENT, "name": name})
         assert (reply.status, reply.pointer) == (422, "/name"), name
 

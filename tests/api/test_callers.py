@@ -155,6 +155,13 @@ async def test_a_key_allows_no_more_than_the_one_that_made_it(api: Served) -> No
     assert (reply.status, reply.pointer) == (422, "/scopes/0")
 
 
+async def test_a_key_acts_for_a_user_whose_name_can_be_read(api: Served) -> None:
+    for user in ("", "a|b", "ann\n", "ann\u202e", "a\u2028b", "x" * 201):
+        reply = await api.post("/v1/keys", {"name": "guest", "user": user})
+        assert (reply.status, reply.pointer) == (422, "/user"), user
+    assert (await api.post("/v1/keys", {"name": "guest", "user": "Zoë Ångström 张伟"})).status == 201
+
+
 async def test_a_secret_is_shown_once(api: Served) -> None:
     made = (await api.post("/v1/keys", {"name": "guest", "user": "ann", "expires_in_s": 3600})).json
     listed = (await api.get("/v1/keys")).body.decode()

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from served_api import Served
 
@@ -25,6 +26,13 @@ async def document(api: Served) -> dict[str, Any]:
     async with api.http.get(f"{api.url}/openapi.json") as reply:
         assert reply.headers["Content-Type"] == "application/json"
         return await reply.json()
+
+
+async def test_no_pattern_lets_a_newline_pass_at_its_end(document: dict[str, Any]) -> None:
+    del document["components"]["schemas"]["Export"]  # a format of its own, whose patterns do not change
+    found = re.findall(r'"pattern":"((?:[^"\\]|\\.)*)"', msgspec.json.encode(document).decode())
+    assert len(found) > 20
+    assert [pattern for pattern in found if not pattern.endswith(r"(?![\\s\\S])")] == []
 
 
 def operations(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:

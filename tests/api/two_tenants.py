@@ -18,11 +18,11 @@ from tests.loop import exported_runs
 from tests.loop.exported_runs import ISSUER
 
 from sojourn.api.app import served
-from sojourn.api.audit.acts import digest
 from sojourn.api.route import Route
 from sojourn.errors import UnknownFormat
 from sojourn.store import queue, runs
 from sojourn.store.db import Database
+from sojourn.store.tenant import blobs
 
 Names = dict[str, str]
 PICTURE = b"\x89PNG of the first tenant, and of nobody else"
@@ -214,7 +214,7 @@ def nowhere(names: Names) -> Names:
     issuer = "ed25519:" + "Q" * 43
     return names | made_up | texts | {
         "name": "x-nobody", "gone": "x-nothing", "taken": "x-unknown", "tenant": "zeta", "issuer": issuer,
-        "digest": digest(texts["picture"].encode("latin-1")),
+        "digest": blobs.digest_of(texts["picture"].encode("latin-1")),
         "export": names["export"].replace(names["issuer"], issuer),
     }  # fmt: skip
 

@@ -177,3 +177,11 @@ async def until(condition: Callable[[], Any], why: Callable[[], str] = lambda: "
                 await asyncio.sleep(0.005)
     except TimeoutError:
         raise AssertionError(why()) from None
+
+
+def operators(data_dir: Path, url: str = "http://127.0.0.1:1", **env: str) -> Console:
+    """A console on the machine of a server: with its data folder, and the key that lies there."""
+    made = Console(data_dir, url)
+    del made.env["SOJOURN_API_KEY"], made.env["PYTHONWARNINGS"]
+    made.env |= {"SOJOURN_DATA_DIR": str(data_dir), **env}
+    return made

@@ -1,5 +1,6 @@
 """Help, mistakes, the start, and the documentation that cannot lie."""
 
+import json
 import re
 import resource
 import shlex
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from console_script import MODULE, SCRIPT, Console
+from scripted_api import ScriptedApi
 
 from sojourn import __version__, settings
 from sojourn.cli import MODULES, SECTIONS, find
@@ -164,3 +166,26 @@ def test_cleaning_keeps_what_people_write():
 
 def test_the_script_is_installed():
     assert Path(SCRIPT[0]).exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "path", "told"),
+    [
+        ("runs", "runs", "`sojourn run` starts one"),
+        ("agents list", "agents", "`sojourn agents apply FILE.toml` makes one"),
+        ("sessions list", "sessions", "`sojourn run` begins one"),
+        ("schedules list", "schedules", "`sojourn schedules create` makes one"),
+        ("approvals", "approvals", "Nothing waits for an answer"),
+        ("dead-letters", "dead_letters", "No run is in quarantine"),
+        ("webhooks list", "webhooks", "`sojourn webhooks add URL` makes a webhook"),
+    ],
+)
+async def test_a_list_without_rows_says_what_that_means(
+    api: ScriptedApi, sojourn: Console, words: str, path: str, told: str
+):
+    api.answers[f"GET /v1/{path}"] = {"data": [], "has_more": False, "next": None}
+    result = await sojourn(*words.split())
+    assert result.code == 0
+    assert result.out.count("\n") == 1, "the heads alone"
+    assert told in result.err
+    assert json.loads((await sojourn(*words.split(), "--json")).out)["data"] == []

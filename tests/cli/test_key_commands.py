@@ -42,6 +42,13 @@ async def test_a_key_is_replaced_by_one_that_is_alone_on_standard_output(api: Sc
     assert (await sojourn("keys", "replace", "key_1", "--overlap", "soon")).code == 2
 
 
+async def test_the_overlap_of_a_rotation_is_said_as_that_of_a_key(sojourn: Console):
+    for wrong, told in (("soon", "15m, 2h or 3d"), ("366d", "365d at most"), ("-1h", "--overlap"), ("inf", "15m")):
+        result = await sojourn("keys", "rotate", "--hooks", "--overlap", wrong)
+        assert result.code == 2
+        assert told in result.err
+
+
 async def test_a_token_of_an_identity_provider_is_sent_as_a_key_is(api: ScriptedApi, sojourn: Console):
     api.answers["GET /v1/keys"] = page()
     assert (await sojourn("keys", "list", SOJOURN_API_KEY="eyJhbGc.eyJpc3M.c2ln")).code == 0

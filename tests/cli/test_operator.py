@@ -7,31 +7,13 @@ from typing import Any
 import asyncpg
 import msgspec
 import pytest
-from console_script import Console
+from console_script import Console, operators
 from tests.installation import Installation
 from tests.own_postgres import OwnPostgres, own_postgres
 
 
-@pytest.fixture
-async def installation(data_dir: Path) -> AsyncIterator[Installation]:
-    """A server with the embedded database."""
-    installation = Installation(data_dir, "http://127.0.0.1:9", {})
-    try:
-        await installation.start_api("--no-worker")
-        yield installation
-    finally:
-        await installation.stop()
-
-
-def console(data_dir: Path, url: str = "http://127.0.0.1:1", **env: str) -> Console:
-    made = Console(data_dir, url)
-    del made.env["SOJOURN_API_KEY"], made.env["PYTHONWARNINGS"]
-    made.env |= {"SOJOURN_DATA_DIR": str(data_dir), **env}
-    return made
-
-
 async def test_a_lost_local_key_is_made_anew_beside_a_running_server(installation: Installation, data_dir: Path):
-    sojourn, path = console(data_dir, installation.url), data_dir / "local.key"
+    sojourn, path = operators(data_dir, installation.url), data_dir / "local.key"
     lost = path.read_text().strip()
     other = (await sojourn("keys", "create", "ci")).out.strip()
     path.unlink()
@@ -51,13 +33,13 @@ async def test_a_lost_local_key_is_made_anew_beside_a_running_server(installatio
     await installation.stop()
     (data_dir / "api.log").unlink()
     await installation.start_api("--no-worker")
-    again = console(data_dir, installation.url)
+    again = operators(data_dir, installation.url)
     assert (await again("runs", SOJOURN_API_KEY=lost)).code == 4, "nobody remembers the lost one now"
     assert (await again("runs")).code == 0
 
 
 async def test_an_operator_sets_what_a_tenant_may_use(installation: Installation, data_dir: Path):
-    sojourn = console(data_dir)
+    sojourn = operators(data_dir)
     done = await sojourn("tenants", "set", "default", "--runs-max", "20", "--queued-max", "0")
     assert (done.code, done.out) == (0, "default: runs_max 20, queued_max 0\n")
     body = {"agent": {"model": "openai:gpt-5"}, "input": "go"}
@@ -87,7 +69,7 @@ async def test_an_operator_sets_what_a_tenant_may_use(installation: Installation
 
 
 async def test_a_key_can_be_printed_instead(installation: Installation, data_dir: Path):
-    sojourn = console(data_dir, installation.url)
+    sojourn = operators(data_dir, installation.url)
     before = (data_dir / "local.key").read_text()
     printed = (await sojourn("keys", "recover", "--print")).out.strip()
     assert (await sojourn("runs", SOJOURN_API_KEY=printed)).code == 0
@@ -97,7 +79,7 @@ async def test_a_key_can_be_printed_instead(installation: Installation, data_dir
 
 
 async def test_where_there_is_no_installation_no_key_is_made_and_no_database(tmp_path: Path):
-    result = await console(tmp_path / "empty")("keys", "recover")
+    result = await operators(tmp_path / "empty")("keys", "recover")
     assert result.code == 1
     assert "There is no installation in" in result.err
     assert not (tmp_path / "empty").exists()
@@ -117,10 +99,11 @@ async def findings(sojourn: Console) -> dict[str, Any]:
 
 
 async def test_the_doctor_finds_what_weakens_the_walls_and_says_how_to_mend_it(data_dir: Path, postgres: OwnPostgres):
-    sojourn = console(data_dir, SOJOURN_DATABASE_URL=postgres.url)
+    sojourn = operators(data_dir, SOJOURN_DATABASE_URL=postgres.url)
     found = await findings(sojourn)
     assert (found["database schema"]["ok"], found["database schema"]["detail"][:4]) == (None, "0 of")
-    assert "no installation in this database" in (await sojourn("keys", "recover")).err
+    for words in ("keys recover", "tenants list", "stops", "stop --all", "audit head --operator"):
+        assert "no installation of this release" in (await sojourn(*words.split())).err, words
     installation = Installation(data_dir, "http://127.0.0.1:9", {"SOJOURN_DATABASE_URL": postgres.url})
     try:
         await installation.start_api("--no-worker")
@@ -160,7 +143,7 @@ async def mend(postgres: OwnPostgres, advice: str) -> None:
 
 
 async def test_the_doctor_tells_a_login_that_could_climb_over(data_dir: Path, postgres: OwnPostgres):
-    found = await findings(console(data_dir, SOJOURN_DATABASE_URL=postgres.superuser_url))
+    found = await findings(operators(data_dir, SOJOURN_DATABASE_URL=postgres.superuser_url))
     assert found["database logins"]["ok"] is None
     assert "postgres could pass row level security" in found["database logins"]["detail"]
     assert "SOJOURN_DATABASE_URL_API" in found["database logins"]["hint"]

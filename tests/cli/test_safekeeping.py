@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
-from test_operator import console
+from console_script import operators
 from tests.worker.restarted import Company, Follower, asks, company, plays
 
 from sojourn.identity.secrets.roots import root_id
@@ -60,7 +60,7 @@ async def hooked(here: Company, run_id: str, secret: str, message: str) -> int:
 async def test_every_key_is_renewed_under_a_run_that_waits_a_stream_and_a_webhook(
     here: Company, tmp_path: Path
 ) -> None:
-    sojourn = console(here.data_dir)
+    sojourn = operators(here.data_dir)
     run_id = await here.run(agent=CLERK, input="go")
     wait = await here.asked(run_id, "approval")
     old = (await here.get(f"/v1/runs/{run_id}/hook"))["secret"]
@@ -97,7 +97,7 @@ async def test_every_key_is_renewed_under_a_run_that_waits_a_stream_and_a_webhoo
 
 
 async def test_a_backup_that_is_taken_while_runs_work_becomes_an_installation_elsewhere(here: Company) -> None:
-    sojourn, path = console(here.data_dir), here.data_dir / "monday.sojourn"
+    sojourn, path = operators(here.data_dir), here.data_dir / "monday.sojourn"
     waits, stuck = await here.run(agent=CLERK, input="go"), await here.run(agent=STUCK, input="go")
     wait = await here.asked(waits, "approval")
     while here.done(stuck) != ["hang"]:  # noqa: ASYNC110 (a worker does it)
@@ -120,7 +120,7 @@ async def test_a_backup_that_is_taken_while_runs_work_becomes_an_installation_el
     try:
         there = Company(folder, here.simulator, **QUICK, EFFECTS=str(here.effects))
         there.effects = here.effects
-        anew = console(folder)
+        anew = operators(folder)
         assert "is not at hand" in (await anew("restore", str(path))).err
         path.with_name(path.name + ".root-key").write_text(root)
         restored = await anew("restore", str(path))

@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from console_script import Console
+from console_script import Console, operators
 from scripted_api import AT, ScriptedApi, page
-from test_operator import console
 from tests.installation import installed
 
 from sojourn.models.simulator.script import Rule, Script
@@ -37,7 +36,7 @@ async def test_dead_letters_are_listed_retried_and_cancelled_one_by_one_or_by_fi
 
 async def test_the_operator_stops_any_tenant_without_a_key_and_sees_it_settle(data_dir: Path):
     async with installed(data_dir, Script(rules=(Rule(text="all done"),))) as installation:
-        sojourn = console(data_dir)
+        sojourn = operators(data_dir)
         made = await sojourn("stop", "--tenant", "default", "--reason", "the key leaked", "--wait", "--json")
         assert (made.code, made.json["progress"]["settled"], made.json["operator"]) == (0, True, True)
         stop_id = made.json["id"]
@@ -49,12 +48,13 @@ async def test_the_operator_stops_any_tenant_without_a_key_and_sees_it_settle(da
         assert stop_id in (await sojourn("stops")).out
         assert "left: nothing" in (await sojourn("stops", stop_id)).out
         assert (await sojourn("lift", stop_id)).out == f"{stop_id} is lifted\n"
+        assert "No stop is in force" in (await sojourn("stops")).err
         await installation.until(await installation.run(**body), "completed")
         for worker in installation.workers:
             worker.terminate()
             await worker.wait()
         run_id = await installation.run(**body)
-        late = await sojourn("stop", "--run", run_id, "--wait", "--timeout", "0.1")
+        late = await sojourn("stop", "--run", run_id, "--wait", "--timeout", "0")
         assert late.code == 1 and f"run {run_id}: no worker has come to end it" in late.out
         await installation.start_worker()
         assert (await installation.until(run_id))["status"] == "cancelled"

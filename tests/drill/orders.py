@@ -9,22 +9,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tests.installation import Installation, offer_tools
+from tests.installation import RECORD, Installation, offer_tools
 
 from sojourn.models.simulator.script import Call, Rule, Script, When
 
 AGENT = {"model": "openai:sim", "tools": ["charge", "ship", "shell"]}
 CHARGES, SHIPMENTS, CALLS = 2, 1, 5
 
-TOOLS = '''
-import asyncio, os
-from sojourn.tools.functions import tool
-
-def record(line):
-    fd = os.open(os.environ["DRILL_EFFECTS"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.write(fd, (line + "\\n").encode())
-    os.close(fd)
-
+TOOLS = (
+    RECORD
+    + '''
 @tool(effect="at_most_once")
 async def charge(n: int, *, context) -> str:
     """Has an effect that must not be had twice."""
@@ -38,6 +32,7 @@ def ship(n: int, *, context) -> str:
     record(f"ship {context.key}")
     return f"shipped {n}"
 '''
+)
 
 STEPS = (
     (
@@ -62,7 +57,7 @@ def counted(data_dir: Path) -> tuple[Path, dict[str, str]]:
     """The file that counts effects, and the environment of workers that have the tools."""
     effects = data_dir / "effects"
     effects.touch()
-    return effects, {**offer_tools(data_dir, TOOLS, "charge", "ship"), "DRILL_EFFECTS": str(effects)}
+    return effects, {**offer_tools(data_dir, TOOLS, "charge", "ship"), "EFFECTS": str(effects)}
 
 
 def look(effects: Path, run_id: str, wait: Any) -> dict[str, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from joserfc.jwk import ECKey, OctKey
 from tests.conftest import until
+from tests.hand_clock import HandClock
 from tests.identity_provider import Published, Signer, published, rsa_key
 
 from sojourn.errors import IssuerUnavailable
@@ -15,17 +16,9 @@ from sojourn.identity import jwks
 from sojourn.identity.jwks import STALE_S, KeySet, at_url, in_file, parsed
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> HandClock:
+    return HandClock()
 
 
 @pytest.fixture
@@ -35,7 +28,7 @@ async def provider() -> AsyncIterator[Published]:
 
 
 @pytest.fixture
-async def keys(provider: Published, clock: Clock) -> AsyncIterator[KeySet]:
+async def keys(provider: Published, clock: HandClock) -> AsyncIterator[KeySet]:
     keys = KeySet(at_url(provider.url), clock)
     yield keys
     await keys.close()
@@ -60,7 +53,7 @@ async def test_keys_are_read_once_for_all_who_wait_and_then_remembered(provider:
 
 
 async def test_a_new_key_is_seen_when_a_token_names_it_and_the_old_one_stays_as_long_as_it_is_published(
-    provider: Published, keys: KeySet, clock: Clock
+    provider: Published, keys: KeySet, clock: HandClock
 ) -> None:
     old, new = Signer(kid="k1"), Signer(kid="k2")
     assert await found(keys, "k1")
@@ -77,7 +70,7 @@ async def test_a_new_key_is_seen_when_a_token_names_it_and_the_old_one_stays_as_
 
 
 async def test_made_up_names_of_keys_have_them_read_no_more_than_once_in_a_rest(
-    provider: Published, keys: KeySet, clock: Clock
+    provider: Published, keys: KeySet, clock: HandClock
 ) -> None:
     assert await found(keys)
     for number in range(100):
@@ -89,7 +82,7 @@ async def test_made_up_names_of_keys_have_them_read_no_more_than_once_in_a_rest(
 
 
 async def test_keys_are_used_while_the_issuer_is_away_but_not_for_ever(
-    provider: Published, keys: KeySet, clock: Clock
+    provider: Published, keys: KeySet, clock: HandClock
 ) -> None:
     assert await found(keys)
     provider.status = 500
@@ -108,7 +101,7 @@ async def test_keys_are_used_while_the_issuer_is_away_but_not_for_ever(
 
 
 async def test_a_key_that_nobody_knows_may_be_there_while_the_issuer_is_away(
-    provider: Published, keys: KeySet, clock: Clock
+    provider: Published, keys: KeySet, clock: HandClock
 ) -> None:
     assert await found(keys)
     provider.status = 503
@@ -163,7 +156,7 @@ async def test_what_is_no_set_of_keys_is_none(
     assert provider.asked == 1
 
 
-async def test_a_file_is_read_again_when_it_has_changed(tmp_path: Path, clock: Clock) -> None:
+async def test_a_file_is_read_again_when_it_has_changed(tmp_path: Path, clock: HandClock) -> None:
     file, old, new = tmp_path / "keys.json", Signer(kid="k1"), Signer(kid="k2")
     keys = KeySet(in_file(str(file)), clock)
     with pytest.raises(IssuerUnavailable):
@@ -237,7 +230,7 @@ def test_a_key_that_is_secret_weak_or_for_something_else_is_left_out(jwk: object
 
 
 async def test_a_token_that_names_no_key_is_verified_only_where_one_key_fits(
-    provider: Published, keys: KeySet, clock: Clock
+    provider: Published, keys: KeySet, clock: HandClock
 ) -> None:
     provider.publish(Signer(kid="k1"), Signer("RS256", kid="r1"))
     assert await found(keys, None)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.installation import Installation, installed, offer_tools
+from tests.installation import RECORD, Installation, installed, offer_tools
 from tests.own_postgres import OwnPostgres, either, replicated
 from tests.store.scripted_runs import asked, enter, hired, replied, submit
 
@@ -17,15 +17,9 @@ from sojourn.store.db import Database, connect
 from sojourn.store.migrate import migrate
 
 RUNS, STEPS = 8, 3
-TOOLS = '''
-import os, time
-from sojourn.tools.functions import tool
-
-def record(line):
-    fd = os.open(os.environ["EFFECTS"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.write(fd, (line + "\\n").encode())
-    os.close(fd)
-
+TOOLS = (
+    RECORD
+    + '''
 @tool(effect="at_most_once")
 def charge(n: int, *, context) -> str:
     """Has an effect that must not be had twice."""
@@ -39,6 +33,7 @@ def ship(n: int, *, context) -> str:
     record(f"ship {context.key}")
     return f"shipped {n}"
 '''
+)
 SCRIPT = Script(
     pacing=Pacing(chunk_tokens=1, tokens_per_s=60),
     rules=(

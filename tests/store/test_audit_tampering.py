@@ -9,6 +9,7 @@ from scripted_runs import enter
 
 from sojourn.cli.commands.auditing import chain
 from sojourn.store.audit import reading, writing
+from sojourn.store.audit.operator import operator
 from sojourn.store.audit.writing import Act, Origin
 from sojourn.store.db import Database
 
@@ -88,7 +89,7 @@ async def tamper(database: Database, *statements: str) -> None:
 
 
 async def exported(database: Database) -> list[dict[str, Any]]:
-    async with reading.operator(database) as conn:
+    async with operator(database, readonly=True) as conn:
         end = await reading.head(conn, "acme")
         rows = await reading.chain(conn, end, after=0, limit=1000)
     return [*msgspec.to_builtins(rows), {"head": msgspec.to_builtins(end)}]

@@ -12,6 +12,7 @@ from scripted_runs import AGENT, blocked, enter, hired, new_id, new_run, post, s
 from sojourn.errors import Conflict, Forbidden, Invalid, NotFound
 from sojourn.loop import events as ev
 from sojourn.store import queue, runs, stops
+from sojourn.store.audit.operator import operator
 from sojourn.store.db import Database
 from sojourn.store.rows import Principal
 from sojourn.store.stops.sweep import TAKE
@@ -31,7 +32,7 @@ async def stop(
 
 
 async def operator_stop(database: Database, tenant: str, what: str) -> stops.Stop:
-    async with stops.operator(database) as conn:
+    async with operator(database) as conn:
         new = stops.NewStop(tenant=tenant, what=what)  # type: ignore[arg-type]
         return await stops.make(conn, new, stop_id=new_id("stp"), by="operator", operator=True)
 

@@ -15,21 +15,15 @@ from typing import Any
 
 import aiohttp
 import msgspec
-from tests.installation import Installation, offer_tools
+from tests.installation import RECORD, Installation, offer_tools
 
 from sojourn.models.simulator import RequestLog, Simulator
 from sojourn.models.simulator.script import Call, Rule, Script, When
 from sojourn.sandboxes.bwrap import BwrapProvider
 
-TOOLS = '''
-import asyncio, os, time
-from sojourn.tools.functions import tool
-
-def record(line):
-    fd = os.open(os.environ["EFFECTS"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.write(fd, (line + "\\n").encode())
-    os.close(fd)
-
+TOOLS = (
+    RECORD
+    + '''
 @tool
 def charge(n: int, *, context) -> str:
     """Has an effect that must not be had twice."""
@@ -72,6 +66,7 @@ def crash(*, context) -> str:
         os.kill(os.getpid(), 9)
     return "survived"
 '''
+)
 PAY = '''
 @tool
 def pay(n: int, *, context) -> str:

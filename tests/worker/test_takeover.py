@@ -13,7 +13,7 @@ from typing import Any
 
 import asyncpg
 from tests.conftest import until
-from tests.installation import Installation, offer_tools
+from tests.installation import RECORD, Installation, offer_tools
 from tests.wire_cutter import Wire, wired
 from tests.worker.restarted import Follower, plays
 
@@ -21,31 +21,28 @@ from sojourn.models.simulator import Simulator
 from sojourn.models.simulator.script import Call, Pacing, Rule, Script, When
 from sojourn.store.roles import Dsns
 
-TOOLS = '''
-import asyncio, os, time
-from sojourn.tools.functions import tool
-
-def record(what, context):
-    line = f"{time.monotonic()} {os.getpid()} {what} {context.run_id} {context.key}\\n"
-    fd = os.open(os.environ["EFFECTS"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.write(fd, line.encode())
-    os.close(fd)
+TOOLS = (
+    RECORD
+    + '''
+def note(what, context):
+    record(f"{time.monotonic()} {os.getpid()} {what} {context.run_id} {context.key}")
 
 @tool(effect="idempotent")
 async def toil(seconds: float, *, context) -> str:
     """Is at it for so long."""
     ends = time.monotonic() + seconds
     while time.monotonic() < ends:
-        record("toil", context)
+        note("toil", context)
         await asyncio.sleep(0.1)
     return "done"
 
 @tool
 def charge(*, context) -> str:
     """Has an effect that must not be had twice."""
-    record("charge", context)
+    note("charge", context)
     return "charged"
 '''
+)
 LEASE_S = 4.0
 WORDS = " ".join(f"word{n}" for n in range(100))
 SCRIPT = Script(

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from tests.hand_clock import HandClock
 from tests.loop.run_kit import Run
 
 from sojourn.errors import LeaseLost
@@ -16,24 +17,17 @@ from sojourn.worker.slots import CallSlots
 from sojourn.worker.tenure import SHARE, Tenure
 
 
-class Clock:
-    now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
+@pytest.fixture
+def clock() -> HandClock:
+    return HandClock()
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def tenure(clock: Clock) -> Tenure:
+def tenure(clock: HandClock) -> Tenure:
     return Tenure(10, now_s=clock)
 
 
-async def test_a_tenure_is_over_before_the_lease_that_was_asked_for(clock: Clock, tenure: Tenure) -> None:
+async def test_a_tenure_is_over_before_the_lease_that_was_asked_for(clock: HandClock, tenure: Tenure) -> None:
     assert not tenure.holds, "it begins with a beat"
     asked_at_s = clock.now_s
     clock.now_s += 3  # so long was the beat underway
@@ -49,7 +43,7 @@ async def test_a_tenure_is_over_before_the_lease_that_was_asked_for(clock: Clock
         await tenure.over()
 
 
-async def test_who_waits_begins_when_a_beat_goes_through_and_not_before(clock: Clock, tenure: Tenure) -> None:
+async def test_who_waits_begins_when_a_beat_goes_through_and_not_before(clock: HandClock, tenure: Tenure) -> None:
     waiting = [asyncio.create_task(tenure.held()) for _ in range(3)]
     await asyncio.sleep(0)
     tenure.renew(clock.now_s - 9)  # it was underway for too long
@@ -111,7 +105,7 @@ async def turns(condition: Any) -> None:
             await asyncio.sleep(0)
 
 
-async def test_what_is_announced_begins_only_once_the_lease_is_sure(clock: Clock, tenure: Tenure) -> None:
+async def test_what_is_announced_begins_only_once_the_lease_is_sure(clock: HandClock, tenure: Tenure) -> None:
     scene = Scene(tenure)
     driving = asyncio.create_task(scene.drive.run())
     await turns(lambda: scene.announced() == [1])
@@ -127,7 +121,7 @@ async def test_what_is_announced_begins_only_once_the_lease_is_sure(clock: Clock
     assert (scene.ended, scene.announced()) == (1, [1])
 
 
-async def test_what_the_clock_ends_is_announced_anew_once_the_lease_is_sure(clock: Clock, tenure: Tenure) -> None:
+async def test_what_the_clock_ends_is_announced_anew_once_the_lease_is_sure(clock: HandClock, tenure: Tenure) -> None:
     scene = Scene(tenure)
     tenure.renew(clock.now_s)
     driving = asyncio.create_task(scene.drive.run())

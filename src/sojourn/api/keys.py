@@ -11,14 +11,15 @@ from msgspec import Meta
 
 from sojourn.api.audit.acts import made
 from sojourn.api.http.once import once
+from sojourn.api.patterns import whole
 from sojourn.api.route import Answer, Ask, Audited, Route
 from sojourn.errors import Invalid
-from sojourn.identity import scopes
+from sojourn.identity import scopes, users
 from sojourn.store.db import Connection
 from sojourn.store.rows import KeyRow
 from sojourn.store.tenant import keys
 
-USER = r"^[^|\x00-\x1f\x7f]{1,200}$"
+USER = whole(users.PATTERN)
 
 
 class CreateKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -85,6 +86,8 @@ class Me(msgspec.Struct, frozen=True, kw_only=True):
 async def make(ask: Ask[CreateKey, None]) -> Answer:
     """Make a key."""
     body, caller = ask.body, ask.principal
+    if body.user is not None and not users.is_user(body.user):
+        raise Invalid("A user's name is of printable characters only.", pointer="/user")
     wanted = tuple(dict.fromkeys(body.scopes if body.scopes is not None else sorted(caller.scopes)))
     for i, scope in enumerate(wanted):
         if not scopes.known(scope):

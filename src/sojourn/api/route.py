@@ -15,10 +15,12 @@ from sojourn.api.events.hub import Hub
 from sojourn.api.http.gate import Gate
 from sojourn.api.http.meter import Meter
 from sojourn.api.parts import Api
+from sojourn.api.patterns import DIGEST, ID, NAME
 from sojourn.api.rates.known import Known
 from sojourn.api.rates.limiter import Limiter
 from sojourn.errors import SojournError
 from sojourn.identity.tokens import Tokens
+from sojourn.loop.moving.document import ISSUER
 from sojourn.store.db import Connection
 from sojourn.store.rows import Principal
 from sojourn.store.sharing.rates import Class
@@ -26,7 +28,6 @@ from sojourn.store.sharing.rates import Class
 B = TypeVar("B")
 Q = TypeVar("Q")
 
-ID = "[0-9A-Za-z]{16,40}"
 NAMES: Mapping[str, str] = {
     "run_id": f"run_{ID}",
     "session_id": f"ses_{ID}",
@@ -34,10 +35,10 @@ NAMES: Mapping[str, str] = {
     "stop_id": f"stp_{ID}",
     "webhook_id": f"whk_{ID}",
     "alert_id": f"alr_{ID}",
-    "digest": "sha256:[0-9a-f]{64}",
-    "issuer": "ed25519:[A-Za-z0-9_-]{43}",
+    "digest": DIGEST,
+    "issuer": ISSUER,
     "approval_id": f"run_{ID}\\.[A-Za-z0-9_-]{{1,400}}",
-    "name": "[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
+    "name": NAME,
     "version": "[1-9][0-9]{0,8}",
     "user": "[^|\x00-\x1f\x7f]{1,200}",
     "path": ".{1,1024}",

@@ -7,12 +7,20 @@ names, and its help teaches: what, why, every flag, examples.
 import argparse
 import difflib
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from sojourn.cli.client import Client
 from sojourn.cli.exits import MEANINGS, USAGE, Stop
 from sojourn.cli.terminal import Out, json_text
+
+SETTINGS = {
+    "host": "SOJOURN_HOST",
+    "port": "SOJOURN_PORT",
+    "data_dir": "SOJOURN_DATA_DIR",
+    "wait_database": "SOJOURN_DATABASE_WAIT_S",
+}
+"""The flags that stand for settings."""
 
 
 class Shell(NamedTuple):
@@ -22,12 +30,23 @@ class Shell(NamedTuple):
     out: Out
     err: Out
 
+    def environ_for(self, args: argparse.Namespace) -> dict[str, str]:
+        """The environment of a command's server side: with the flags that stand for settings, which win."""
+        given = {setting: getattr(args, name, None) for name, setting in SETTINGS.items()}
+        return {**self.environ, **{setting: value for setting, value in given.items() if value}}
+
     def client(self) -> Client:
         return Client(self.environ)
 
     def print_json(self, value: Any) -> None:
         """Write one JSON document on one line."""
         self.out.line(json_text(value))
+
+    def table(self, heads: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str) -> None:
+        """Write a table; of one without rows, say beside it what that means and what to do."""
+        self.out.table(heads, rows)
+        if not rows:
+            self.err.line(empty, "dim")
 
 
 class Flag(NamedTuple):

@@ -23,6 +23,7 @@ from msgspec import Meta
 from sojourn.errors import Unauthenticated
 from sojourn.identity import scopes
 from sojourn.identity.jwks import KeySet, Source, at_url, in_file
+from sojourn.identity.users import is_user
 from sojourn.store.tenant.admission import Vouched
 
 log = logging.getLogger("sojourn.identity")
@@ -40,7 +41,6 @@ TYPES = {"jwt", "at+jwt", "application/jwt", "application/at+jwt"}
 """Other kinds of tokens that the same key may have signed are not for us. Source: RFC 8725, 3.11."""
 TENANT = re.compile(r"[A-Za-z0-9_-]{1,64}")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-USER_CHARS_MAX = 200
 REFUSED = "The token has expired, or is not one that this server takes. The server's log says more."
 
 
@@ -76,7 +76,7 @@ class Issuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             raise ValueError("give tenant or tenant_claim, and not both")
         if self.tenant and not TENANT.fullmatch(self.tenant):
             raise ValueError("tenant is no name of one")
-        if not _is_user(self.user_prefix):
+        if not is_user(f"{self.user_prefix}x"):
             raise ValueError("user_prefix cannot begin a user's name")
         url = urlsplit(self.jwks_url)
         if self.jwks_url and url.scheme != "https" and (url.scheme != "http" or url.hostname not in LOOPBACK):
@@ -150,7 +150,7 @@ class Issuers:
         user = issuer.user_prefix + _text(claims, issuer.user_claim)
         if not TENANT.fullmatch(tenant):
             raise _Bad("its tenant is no name of one")
-        if not _is_user(user):
+        if not is_user(user):
             raise _Bad("its user is no name of one")
         return Vouched(
             tenant=tenant,
@@ -231,11 +231,6 @@ def _text(claims: dict[str, Any], name: str) -> str:
     if not isinstance(value, str) or not value:
         raise _Bad(f"its claim {name} is no text")
     return value
-
-
-def _is_user(name: str) -> bool:
-    """Say whether a user may be called so, or to begin with."""
-    return len(name) <= USER_CHARS_MAX and "|" not in name and name.isprintable()
 
 
 def _allowed(issuer: Issuer, claimed: Any) -> frozenset[str]:

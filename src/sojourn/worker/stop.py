@@ -22,13 +22,16 @@ class Stop:
 
     async def gone(self, tasks: Collection[asyncio.Task[None]], within_s: float) -> None:
         """Wait until tasks have ended; no longer than that, nor once it is hastened."""
-        if not tasks:
-            return
-        hastened = asyncio.create_task(self.hastened.wait())
-        ended = asyncio.create_task(asyncio.wait(tasks))
-        await asyncio.wait({hastened, ended}, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
-        hastened.cancel()
-        ended.cancel()
+        ways = {asyncio.create_task(self.hastened.wait()), asyncio.create_task(gone(tasks, within_s))}
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        for way in ways:
+            way.cancel()
+
+
+async def gone(tasks: Collection[asyncio.Task[None]], within_s: float) -> None:
+    """Wait until tasks have ended; no longer than that."""
+    if tasks:
+        await asyncio.wait(tasks, timeout=within_s)
 
 
 async def ended(tasks: Collection[asyncio.Task[None]]) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 import os
-from collections.abc import Awaitable, Callable, Collection, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import ExitStack, suppress
 from datetime import datetime, timedelta
 from typing import TypeVar
@@ -28,7 +28,7 @@ from sojourn.store.tenant import idempotency
 from sojourn.worker.drive import Drive
 from sojourn.worker.notices.sending import Sender
 from sojourn.worker.parts import Parts
-from sojourn.worker.stop import Stop, ended
+from sojourn.worker.stop import Stop, ended, gone
 from sojourn.worker.upkeep.sessions import WANTED, clear, put_away, put_away_idle
 from sojourn.worker.upkeep.tidying import tidy
 
@@ -359,14 +359,9 @@ class Worker:
         await self.stop.gone(self.tasks.values(), self.parts.settings.drain_s)
         for drive in self.drives.values():
             drive.leave("now")
-        await _gone(self.tasks.values(), HAND_BACK_S)
+        await gone(self.tasks.values(), HAND_BACK_S)
         await self.stop.gone(self.leaving, PUT_AWAY_S)
         left = [*self.tasks.values(), *self.leaving]
         for task in left:
             task.cancel()
-        await _gone(left, HAND_BACK_S)
-
-
-async def _gone(tasks: Collection[asyncio.Task[None]], within_s: float) -> None:
-    if tasks:
-        await asyncio.wait(tasks, timeout=within_s)
+        await gone(left, HAND_BACK_S)

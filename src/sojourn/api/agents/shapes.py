@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from sojourn.api.patterns import NAME, whole
 from sojourn.loop.agent import Params, Suspend
 from sojourn.loop.policy import Policy
 
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", examples=["analyst"])]
+Name = Annotated[str, Meta(pattern=whole(NAME), examples=["analyst"])]
 Model = Annotated[str, Meta(min_length=3, max_length=200, examples=["openai:gpt-5-mini"])]
 Count = Annotated[int, Meta(ge=1, le=10**12)]
 Dollars = Annotated[Decimal, Meta(description="US dollars, best as a decimal string.", examples=["0.50"])]
@@ -33,7 +34,7 @@ class LimitsSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 class ToolSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """A tool of the caller (name and schema: its calls wait for you), or a sub-agent (agent)."""
 
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = None
+    name: Annotated[str, Meta(pattern=whole("[A-Za-z0-9_-]{1,64}"))] | None = None
     description: Annotated[str, Meta(max_length=8000)] = ""
     schema: dict[str, Any] | None = None
     """The JSON Schema of the arguments, of type object."""

@@ -13,13 +13,13 @@ from msgspec import Meta
 
 from sojourn.api.agents.specs import limits, need_price
 from sojourn.api.approvals import judge, shapes
-from sojourn.api.audit.acts import digest
 from sojourn.api.http.once import once
 from sojourn.api.http.pages import Page
 from sojourn.api.route import Answer, Ask, Audited, Route
 from sojourn.api.runs.shapes import wait_of
 from sojourn.errors import Invalid, NotFound, NotWaiting, StaleVersion
 from sojourn.identity import scopes
+from sojourn.loop.agent import digest
 from sojourn.loop.budget import Limits
 from sojourn.loop.continuation import Wait, WaitKind, path
 from sojourn.loop.events import Decided, NewGrant

@@ -4,12 +4,10 @@ The rule: an act is told in its own transaction, or did not happen. A refusal ch
 written stays the same refusal.
 """
 
-import hashlib
 import logging
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 from aiohttp import web
 
 from sojourn.api.parts import Api
@@ -53,12 +51,6 @@ def made(field: str) -> Callable[[Ask[Any, Any], Answer], str]:
         return str(getattr(answer.body, field))
 
     return subject
-
-
-def digest(value: Any) -> str:
-    """Name a value that is not told itself."""
-    data = value if isinstance(value, bytes) else msgspec.json.encode(value, order="sorted")
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def _origin(request: web.Request, request_id: str) -> Origin:

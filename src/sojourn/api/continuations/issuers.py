@@ -10,8 +10,9 @@ import msgspec
 from msgspec import Meta
 
 from sojourn.api.http.once import once
+from sojourn.api.patterns import whole
 from sojourn.api.route import Answer, Ask, Audited, Route
-from sojourn.loop.moving.document import Issuer
+from sojourn.loop.moving.document import ISSUER
 from sojourn.store.db import Connection
 from sojourn.store.rows import IssuerRow
 from sojourn.store.tenant import issuers
@@ -40,7 +41,7 @@ class SealsPage(msgspec.Struct, frozen=True, kw_only=True):
 class Trust(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Whose exports are let in."""
 
-    issuer: Issuer
+    issuer: Annotated[str, Meta(pattern=whole(ISSUER))]
     name: Annotated[str, Meta(min_length=1, max_length=200)]
     """Whose key it is, for people."""
 

@@ -24,6 +24,7 @@ from sojourn.identity import scopes
 from sojourn.loop.moving.adoption import forked
 from sojourn.loop.moving.document import Export
 from sojourn.store.db import Connection
+from sojourn.store.tenant.blobs import digest_of
 
 NEEDED = ("sessions:read", "agents:read")
 """An export holds the session's files and the agents' prompts, too."""
@@ -111,7 +112,7 @@ def _exported(ask: Ask[None, ExportQuery], answer: Answer) -> dict[str, str]:
 
 
 def _imported(ask: Ask[None, None], answer: Answer) -> dict[str, str]:
-    return {"export": acts.digest(ask.raw)}
+    return {"export": digest_of(ask.raw)}
 
 
 def _forked(ask: Ask[Fork, None], answer: Answer) -> dict[str, str]:

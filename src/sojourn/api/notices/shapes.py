@@ -7,6 +7,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from sojourn.api.http.pages import Page
+from sojourn.api.patterns import ID, whole
 from sojourn.store.notices.webhooks import State
 
 Url = Annotated[str, Meta(min_length=8, max_length=2048, examples=["https://example.org/sojourn"])]
@@ -28,7 +29,7 @@ EventType = Literal[
 ]
 EventTypes = Annotated[tuple[EventType, ...], Meta(min_length=1, max_length=32)]
 Description = Annotated[str, Meta(max_length=200)]
-DeliveryId = Annotated[str, Meta(pattern=r"^msg_[0-9A-Za-z]{16,40}\Z")]
+DeliveryId = Annotated[str, Meta(pattern=whole(f"msg_{ID}"))]
 
 
 class CreateWebhook(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

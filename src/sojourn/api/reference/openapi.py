@@ -13,6 +13,7 @@ from sojourn import __version__
 from sojourn.api.events.kinds import Delta
 from sojourn.api.http.codes import CODES
 from sojourn.api.http.problems import Problem
+from sojourn.api.patterns import whole
 from sojourn.api.route import NAMES, Route
 from sojourn.identity.scopes import SCOPES
 
@@ -125,7 +126,7 @@ def _operation(route: Route, refs: dict[Any, Json]) -> Json:
 
 def _path_parameters(route: Route) -> Iterable[Json]:
     for name in NAMED.findall(route.path):
-        schema = {"type": "string", "pattern": f"^{NAMES[name]}$"}
+        schema = {"type": "string", "pattern": whole(NAMES[name])}
         yield {"name": name, "in": "path", "required": True, "schema": schema}
 
 

@@ -8,13 +8,13 @@ import msgspec
 from msgspec import Meta
 
 from sojourn.api.agents.shapes import LimitsSeen, Spec, dollars
+from sojourn.api.patterns import DIGEST, whole
 from sojourn.loop.budget import Bill
 from sojourn.loop.messages import Usage as Tokens
 from sojourn.store.rows import PRIORITY_MAX, Status
 from sojourn.store.sharing.limits import HeldBack
 
 MEDIA_TYPE = "[a-z0-9][a-z0-9!#$&^_.+-]{0,63}/[a-z0-9][a-z0-9!#$&^_.+-]{0,63}"
-END = r"(?![\s\S])"  # a pattern's `$` would let one newline pass
 Id = Annotated[str, Meta(max_length=64)]
 Label = Annotated[str, Meta(max_length=256)]
 Labels = Annotated[dict[Label, Label], Meta(max_length=16)]
@@ -23,9 +23,9 @@ Instant = Annotated[datetime, Meta(tz=True)]
 """A time with its zone."""
 DELAY_MAX_S = 366 * 86400
 
-Digest = Annotated[str, Meta(pattern="^sha256:[0-9a-f]{64}$", description="What POST /v1/blobs answered.")]
-MediaType = Annotated[str, Meta(pattern=f"^{MEDIA_TYPE}{END}")]
-FileName = Annotated[str, Meta(pattern=rf"^[^/\x00-\x1f\x7f]{{0,200}}{END}")]
+Digest = Annotated[str, Meta(pattern=whole(DIGEST), description="What POST /v1/blobs answered.")]
+MediaType = Annotated[str, Meta(pattern=whole(MEDIA_TYPE))]
+FileName = Annotated[str, Meta(pattern=whole(r"[^/\x00-\x1f\x7f]{0,200}"))]
 
 
 class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="text"):

@@ -14,7 +14,7 @@ from msgspec import UNSET, Meta
 from msgspec.structs import asdict, replace
 
 from sojourn.api.agents.routes import ByName
-from sojourn.api.audit.acts import digest, made
+from sojourn.api.audit.acts import made
 from sojourn.api.http.once import once
 from sojourn.api.parts import SCHEDULE_BELL
 from sojourn.api.route import Answer, Ask, Audited, Route
@@ -26,6 +26,7 @@ from sojourn.api.schedules import plan as plans
 from sojourn.api.schedules.timing import Timing
 from sojourn.errors import Conflict, Forbidden, Invalid
 from sojourn.identity import scopes
+from sojourn.loop.agent import digest
 from sojourn.store.db import Connection
 from sojourn.store.rows import ScheduleRow
 from sojourn.store.tenant import schedules, sessions

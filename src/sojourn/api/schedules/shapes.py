@@ -7,7 +7,8 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from sojourn.api.agents.shapes import LimitsSpec, Name
-from sojourn.api.runs.shapes import END, Instant, Labels, Priority, Trouble
+from sojourn.api.patterns import ID, whole
+from sojourn.api.runs.shapes import Instant, Labels, Priority, Trouble
 
 EVERY_MIN_S, EVERY_MAX_S, JITTER_MAX_S = 60, 366 * 86400, 86400
 
@@ -17,7 +18,7 @@ Zone = Annotated[str, Meta(max_length=64, examples=["Europe/Berlin"])]
 Jitter = Annotated[int, Meta(ge=0, le=JITTER_MAX_S)]
 Missed = Literal["skip", "once", "all"]
 Overlap = Literal["allow", "skip", "wait"]
-Session = Annotated[str, Meta(pattern=rf"^(new|kept|ses_[0-9A-Za-z]{{16,40}}){END}")]
+Session = Annotated[str, Meta(pattern=whole(f"(new|kept|ses_{ID})"))]
 
 
 class ScheduledRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

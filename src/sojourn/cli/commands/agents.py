@@ -41,7 +41,11 @@ def list_agents(args: Namespace, shell: Shell) -> int:
     rows = [
         (one["name"], str(one.get("live_version") or "-"), _state(one), ago(one.get("created_at"))) for one in found
     ]
-    shell.out.table(("AGENT", "VERSION", "STATE", "CREATED"), rows)
+    shell.table(
+        ("AGENT", "VERSION", "STATE", "CREATED"),
+        rows,
+        empty="There is none. `sojourn agents apply FILE.toml` makes one.",
+    )
     return OK
 
 

@@ -35,7 +35,8 @@ def list_runs(args: Namespace, shell: Shell) -> int:
     if args.json:
         shell.print_json({"data": found})
         return OK
-    shell.out.table(("RUN", "STATUS", "AGENT", "STEPS", "COST", "CREATED", "GOAL"), [_row(run) for run in found])
+    heads = ("RUN", "STATUS", "AGENT", "STEPS", "COST", "CREATED", "GOAL")
+    shell.table(heads, [_row(run) for run in found], empty="No run is like that. `sojourn run` starts one.")
     return OK
 
 

@@ -26,7 +26,7 @@ _MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("–", "dim")}
 
 def serve(args: Namespace, shell: Shell) -> int:
     """Run API and worker until a signal ends them."""
-    environ = _environ(args, shell)
+    environ = shell.environ_for(args)
     key = key_path(environ)
     first = not key.exists()
 
@@ -44,7 +44,7 @@ def serve(args: Namespace, shell: Shell) -> int:
 
 def worker(args: Namespace, shell: Shell) -> int:
     """Run a worker until a signal ends it."""
-    using = settings.load(_environ(args, shell))
+    using = settings.load(shell.environ_for(args))
     _start(using, wiring.work(using))
     return OK
 
@@ -56,7 +56,7 @@ def doctor(args: Namespace, shell: Shell) -> int:
 
 def recover_key(args: Namespace, shell: Shell) -> int:
     """Make the local key anew."""
-    using = settings.load(_environ(args, shell))
+    using = settings.load(shell.environ_for(args))
     token = run(wiring.recover_key(using))
     try:
         path = None if args.print else wiring.keep_local_key(using, token)
@@ -74,7 +74,7 @@ def recover_key(args: Namespace, shell: Shell) -> int:
 
 def list_tenants(args: Namespace, shell: Shell) -> int:
     """Show the tenants."""
-    found = run(wiring.tenants(settings.load(_environ(args, shell))))
+    found = run(wiring.tenants(settings.load(shell.environ_for(args))))
     if args.json:
         rows = [{"id": t.id, "queued": t.queued, "running": t.running, **t.limits, "rates": _rates(t)} for t in found]
         shell.print_json({"data": rows})
@@ -101,7 +101,7 @@ def set_tenant(args: Namespace, shell: Shell) -> int:
         raise Stop("Say which limit: see `sojourn tenants set --help`.", USAGE)
     limits = {name: _limit(name, value) for name, value in given.items()}
     rates = dict(_rate(text) for text in args.rate)
-    run(wiring.set_tenant(settings.load(_environ(args, shell)), args.tenant, limits, rates=rates))
+    run(wiring.set_tenant(settings.load(shell.environ_for(args)), args.tenant, limits, rates=rates))
     shown = {name: limit and str(limit) for name, limit in rates.items()}
     if args.json:
         shell.print_json({"id": args.tenant, **limits, **({"rates": shown} if rates else {})})
@@ -154,7 +154,7 @@ def _shown(name: str, limit: int | None) -> str:
 async def _examined(args: Namespace, shell: Shell) -> int:
     """Show each finding as it comes, or all of them as one document."""
     findings = []
-    async for finding in examine(settings.load(_environ(args, shell))):
+    async for finding in examine(settings.load(shell.environ_for(args))):
         findings.append(finding)
         if not args.json:
             mark, style = _MARKS[finding.ok]
@@ -178,10 +178,3 @@ def _start(using: Settings, work: Coroutine[Any, Any, None]) -> None:
         if error.code != StoreUnavailable.code or not using.database_url:
             raise
         raise Stop(f"{error} To wait for it, start with --wait-database 60. ({error.code})", UNREACHABLE) from None
-
-
-def _environ(args: Namespace, shell: Shell) -> dict[str, str]:
-    """The environment with the flags that stand for settings; a flag wins."""
-    settings = {"host": "host", "port": "port", "data_dir": "data_dir", "wait_database": "database_wait_s"}
-    given = {setting: getattr(args, name, None) for name, setting in settings.items()}
-    return {**shell.environ, **{f"SOJOURN_{name.upper()}": value for name, value in given.items() if value}}

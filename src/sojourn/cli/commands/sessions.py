@@ -25,7 +25,7 @@ def list_sessions(args: Namespace, shell: Shell) -> int:
         shell.print_json({"data": found})
         return OK
     rows = [(one["id"], "closed" if one.get("closed_at") else "open", ago(one.get("created_at"))) for one in found]
-    shell.out.table(("SESSION", "STATE", "CREATED"), rows)
+    shell.table(("SESSION", "STATE", "CREATED"), rows, empty="There is none. `sojourn run` begins one for each run.")
     return OK
 
 

@@ -13,6 +13,7 @@ from sojourn.errors import Invalid
 from sojourn.identity import seal
 from sojourn.identity.secrets import envelope, roots, vault
 from sojourn.identity.secrets.roots import RootKeys
+from sojourn.store.audit.operator import operating
 from sojourn.store.db import Connection
 from sojourn.store.vault import rotation
 from sojourn.store.vault.roots import Roots
@@ -71,7 +72,7 @@ async def _signers(conn: Connection, tenants: list[str], named: tuple[str, ...] 
     """Whose signing keys are renewed."""
     if named is None or named:
         return list(named or ())
-    async with rotation.step(conn):
+    async with operating(conn):
         return [tenant for tenant in tenants if await rotation.signing(conn, tenant)]
 
 
@@ -79,7 +80,7 @@ async def _data(conn: Connection, keys: RootKeys, tenant: str, root: str, *, by:
     """Give a tenant a new data key, and seal all that it has under it."""
     key, plain = envelope.new_key(keys, root, tenant)
     count = 0
-    async with rotation.step(conn):
+    async with operating(conn):
         await rotation.renew(conn, key)
         async for secret in rotation.secrets(conn, key):
             await rotation.reseal(conn, vault.resealed(secret, vault.opened(keys, secret), key, plain))
@@ -95,7 +96,7 @@ async def _data(conn: Connection, keys: RootKeys, tenant: str, root: str, *, by:
 async def _signing(conn: Connection, keys: RootKeys, tenant: str, root: str | None, *, by: str) -> Done:
     """Let a tenant sign exports with a new key."""
     issuer, half = seal.new()
-    async with rotation.step(conn):
+    async with operating(conn):
         await rotation.exists(conn, tenant)
         key = await rotation.data_key(conn, tenant)
         if root is not None and key is None:
@@ -140,16 +141,16 @@ async def _root(conn: Connection, keys: RootKeys, file: Path, *, lost: bool, by:
         _add(keys.path, file)
         keys.key(fresh)
     if lost:
-        async with rotation.step(conn):
+        async with operating(conn):
             await rotation.give_up(conn)
             await rotation.told(conn, "root_key.give_up", fresh, by=by)
         yield Done("lost")
-    async with rotation.step(conn):
+    async with operating(conn):
         await rotation.begin_root(conn, fresh)
         await rotation.told(conn, "root_key.rotate", fresh, by=by)
     yield Done("root", fresh)
     for tenant in await rotation.tenants(conn):
-        async with rotation.step(conn):
+        async with operating(conn):
             older = await rotation.older_keys(conn, tenant, fresh)
             for key in older:
                 plain = envelope.unwrapped(keys, key)

@@ -3,18 +3,15 @@
 The rule: a chain is named in every statement, for the operator's role sees them all.
 """
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from datetime import datetime
 
 import asyncpg  # type: ignore[import-untyped]
 import msgspec
 
-from sojourn.errors import NotFound
 from sojourn.loop.messages import Plain
 from sojourn.store.audit.writing import Outcome
-from sojourn.store.db import Connection, Database
-from sojourn.store.roles import KEYRING
+from sojourn.store.db import Connection
 
 COLUMNS = """
 tenant, n, at, action, subject, operator, user_id, key_id, request_id, address, outcome, detail,
@@ -93,17 +90,6 @@ async def head(conn: Connection, tenant: str) -> Head:
     """Read where a chain ends; row 0 where nothing was done yet."""
     row = await conn.fetchrow(HEAD, tenant)
     return Head(**row) if row else Head(tenant=tenant, n=0, hash="0" * 64)
-
-
-@asynccontextmanager
-async def operator(db: Database) -> AsyncIterator[Connection]:
-    """Lend a transaction that reads every chain. Raises NotFound where there is no installation."""
-    async with db.migrator() as conn, conn.transaction(isolation="repeatable_read", readonly=True):
-        await conn.execute(f"set local role {KEYRING}")
-        try:
-            yield conn
-        except asyncpg.UndefinedTableError:
-            raise NotFound("There is no installation in this database yet. `sojourn serve` makes one.") from None
 
 
 def _entry(row: asyncpg.Record) -> Entry:

@@ -17,7 +17,7 @@ from sojourn.store.roles import KEYRING
 NOTE = "select audit_act($1, $2, $3, $4, $5, $6)"
 OPERATE = "select audit_operator($1, $2, $3, $4, $5)"
 EVERYBODY = "*"
-"""The chain of the operator; and what an act of his is about that is about no single tenant."""
+"""In the place of a tenant: the operator's chain, and what is done to no single tenant."""
 
 Outcome = Literal["done", "refused"]
 

@@ -5,7 +5,6 @@ migrations that the backup names, filled, and then brought up to this release. W
 made is not there any more, and workers take its runs over as after a failover.
 """
 
-import hashlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from sojourn.store.backup.container import Checked, Files, Header, Table, sectio
 from sojourn.store.backup.dump import TABLES, acting_as
 from sojourn.store.db import Connection, Database
 from sojourn.store.migrate import Migration
+from sojourn.store.tenant.blobs import digest_of
 
 THERE = """
 select count(*) from pg_class c
@@ -134,7 +134,7 @@ async def _fill(conn: Connection, table: Table, pieces: Iterator[bytes], owners:
 async def _files(conn: Connection, files: Files, pieces: Iterator[bytes]) -> None:
     """Keep a session's files as if its sandbox had been put away. Raises Invalid."""
     data = b"".join(pieces)
-    if files.digest != f"sha256:{hashlib.sha256(data).hexdigest()}":
+    if files.digest != digest_of(data):
         raise Invalid(f"The files of session {files.session} are damaged.", code="backup.damaged")
     if await conn.fetchval(KEEP, files.tenant, files.digest, data):
         await conn.execute(TALLY, files.tenant, len(data))

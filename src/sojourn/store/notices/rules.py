@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 
 from sojourn.store.db import Connection
+from sojourn.store.notices.webhooks import WAITING_MAX
 
 DAYS = 7
 """The days before today that are the measure of spending."""
@@ -92,11 +93,12 @@ select tenant, 'webhook' as what, id as subject, null::date as day, failures::bi
         else 'it did not take anything for days and is disabled' end as detail, true as breached
 from webhook where disabled_code in ('gone', 'failing')
 """
-BACKLOG = """
-select tenant, 'webhook' as what, webhook_id as subject, null::date as day, count(*) as value, 5000::bigint as bound,
-    'so many deliveries wait that events are left out' as detail, count(*) >= 5000 as breached
+BACKLOG = f"""
+select tenant, 'webhook' as what, webhook_id as subject, null::date as day,
+    count(*) as value, {WAITING_MAX}::bigint as bound,
+    'so many deliveries wait that events are left out' as detail, count(*) >= {WAITING_MAX} as breached
 from webhook_delivery where due_at is not null
-group by tenant, webhook_id having count(*) >= 2500
+group by tenant, webhook_id having count(*) >= {WAITING_MAX} / 2
 """
 # What calls came to that ended a moment ago is still in their reservations.
 BUDGET = f"""

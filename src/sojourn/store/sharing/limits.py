@@ -3,18 +3,16 @@
 The rule: a tenant's limits are changed by whoever owns the database, and by no API key.
 """
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
-import asyncpg  # type: ignore[import-untyped]
 import msgspec
 
 from sojourn.errors import NotFound
 from sojourn.store.audit import writing as audit
+from sojourn.store.audit.operator import operator
 from sojourn.store.audit.writing import Act
 from sojourn.store.db import Connection, Database
-from sojourn.store.roles import KEYRING
 from sojourn.store.sharing.rates import Limit, Own
 
 LIMITS = (
@@ -64,7 +62,7 @@ class TenantRow(msgspec.Struct, frozen=True, kw_only=True):
 
 async def tenants(db: Database) -> list[TenantRow]:
     """Read all tenants, by id. Raises NotFound where there is no installation."""
-    async with _operating(db) as conn:
+    async with operator(db, readonly=True) as conn:
         found = await conn.fetch(TENANTS)
     return [
         TenantRow(
@@ -82,7 +80,7 @@ async def set_limits(db: Database, tenant: str, limits: Mapping[str, int | None]
     """Change a tenant's limits, by the names in LIMITS; workers and API keep them at once. Raises NotFound."""
     names = [name for name in LIMITS if name in limits]
     changes = ", ".join(f"{name} = ${n}" for n, name in enumerate(names, 2))
-    async with _operating(db) as conn:
+    async with operator(db) as conn:
         done = await conn.execute(f"update tenant set {changes} where id = $1", tenant, *(limits[n] for n in names))
         await _noted(conn, done, tenant, limits, by=by)
 
@@ -93,7 +91,7 @@ async def set_rates(db: Database, tenant: str, rates: Mapping[str, Limit | None]
     Raises NotFound.
     """
     given = {name: limit for name, limit in rates.items() if limit is not None}
-    async with _operating(db) as conn:
+    async with operator(db) as conn:
         done = await conn.execute(SET_RATES, tenant, msgspec.json.encode(given), list(rates))
         await _noted(conn, done, tenant, rates, by=by)
 
@@ -110,14 +108,3 @@ async def held_back(conn: Connection, run_id: str, *, tenant_runs_max: int | Non
     """Name the limit that keeps a run in the queue, if one does."""
     found: HeldBack | None = await conn.fetchval(HELD_BACK, run_id, tenant_runs_max)
     return found
-
-
-@asynccontextmanager
-async def _operating(db: Database) -> AsyncIterator[Connection]:
-    """Lend a transaction that sees all tenants."""
-    async with db.migrator() as conn, conn.transaction():
-        await conn.execute(f"set local role {KEYRING}")
-        try:
-            yield conn
-        except asyncpg.UndefinedTableError:
-            raise NotFound("There is no installation in this database yet. `sojourn serve` makes one.") from None

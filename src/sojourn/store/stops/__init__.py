@@ -10,11 +10,12 @@ who made it; what is left is counted in the tables. That no run is created under
 (0010_stops.sql); that nothing begins of a run that is claimed under one, `queue.open` and the worker.
 """
 
-from sojourn.store.stops.orders import EVERYBODY, Mode, NewStop, Stop, get, holding, lift, make, operator, page, runs
+from sojourn.store.audit.writing import EVERYBODY
+from sojourn.store.stops.orders import Mode, NewStop, Stop, get, holding, lift, make, page, runs
 from sojourn.store.stops.report import Left, Report, report
 from sojourn.store.stops.sweep import note, ordered, sweep
 
 __all__ = [
-    "EVERYBODY", "Left", "Mode", "NewStop", "Report", "Stop", "get", "holding", "lift", "make", "note", "operator",
-    "ordered", "page", "report", "runs", "sweep",
+    "EVERYBODY", "Left", "Mode", "NewStop", "Report", "Stop", "get", "holding", "lift", "make", "note", "ordered",
+    "page", "report", "runs", "sweep",
 ]  # fmt: skip

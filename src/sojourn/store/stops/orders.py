@@ -4,8 +4,6 @@ The rules: to make the same stop twice is to make it once; who has a key of a te
 the owner of the database lifts all.
 """
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Literal
 
@@ -14,11 +12,8 @@ import asyncpg  # type: ignore[import-untyped]
 from sojourn.errors import Conflict, Forbidden, Invalid, NotFound
 from sojourn.loop.continuation import Wait
 from sojourn.loop.messages import Plain
-from sojourn.store.db import Connection, Database
-from sojourn.store.roles import KEYRING
+from sojourn.store.db import Connection
 
-EVERYBODY = "*"
-"""The tenant of a stop of the whole installation."""
 What = Literal["run", "session", "agent", "user", "tenant", "installation"]
 Mode = Literal["cancel", "hold"]
 
@@ -75,14 +70,6 @@ class StoppedRun(Plain, frozen=True, kw_only=True):
     run_id: str
     status: str
     hit_at: datetime
-
-
-@asynccontextmanager
-async def operator(db: Database) -> AsyncIterator[Connection]:
-    """Lend a transaction of the owner of the database, who makes, lifts and reads every tenant's stops."""
-    async with db.migrator() as conn, conn.transaction():
-        await conn.execute(f"set local role {KEYRING}")
-        yield conn
 
 
 async def make(conn: Connection, new: NewStop, *, stop_id: str, by: str, operator: bool = False) -> Stop:

@@ -3,14 +3,19 @@
 The rule: every number is counted in the tables when it is asked for; nobody's memory is believed.
 """
 
+import asyncio
+from collections.abc import Sequence
 from datetime import datetime
+
+import asyncpg  # type: ignore[import-untyped]
 
 from sojourn.loop.machine import in_flight
 from sojourn.loop.messages import Plain
+from sojourn.store.audit.writing import EVERYBODY
 from sojourn.store.db import Connection
 from sojourn.store.runs.snapshots import thaw
 from sojourn.store.stops.matching import NAMES_RUN, NAMES_SESSION
-from sojourn.store.stops.orders import EVERYBODY, Stop
+from sojourn.store.stops.orders import Stop
 
 SHOWN = 20
 """So many of what is left are named."""
@@ -87,10 +92,15 @@ async def report(conn: Connection, stop: Stop, *, operator: bool = False) -> Rep
         hit=hit,
         runs=sum(row["runs"] for row in unfinished),
         leases=sum(row["runs"] for row in unfinished if row["status"] == "running"),
-        calls=sum(len(in_flight(thaw(row["snapshot"]), row["at"])) for row in held),
+        calls=await asyncio.to_thread(_calls, held),
         sandboxes=sandboxes[0]["all"] if sandboxes else 0,
         left=(*leased[:SHOWN], *waiting[:SHOWN], *open_),
     )
+
+
+def _calls(held: Sequence[asyncpg.Record]) -> int:
+    """Count the calls that held runs have begun: a thousand snapshots take a while."""
+    return sum(len(in_flight(thaw(row["snapshot"]), row["at"])) for row in held)
 
 
 def _why(heard_at: datetime, at: datetime) -> str:

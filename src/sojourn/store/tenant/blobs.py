@@ -45,6 +45,11 @@ class Blob(msgspec.Struct, frozen=True):
     head: bytes
 
 
+def digest_of(data: bytes | bytearray) -> str:
+    """Name bytes by what they are: sha256:<hex>."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
 async def put(
     conn: Connection,
     data: bytes | bytearray,
@@ -53,13 +58,13 @@ async def put(
     tenant_bytes_max: int | None = None,
     media_type: str = UNKNOWN_TYPE,
 ) -> str:
-    """Keep bytes and give their name, `sha256:<hex>`. Raises TooLarge, and BudgetSpent where the tenant keeps too much.
+    """Keep bytes and give their digest. Raises TooLarge, and BudgetSpent where the tenant keeps too much.
 
     Uploads that come together may pass the tenant's limit by what is underway.
     """
     if len(data) > bytes_max:
         raise TooLarge(f"{len(data)} bytes are more than the limit of {bytes_max}.")
-    digest = "sha256:" + hashlib.sha256(data).hexdigest()
+    digest = digest_of(data)
     if tenant_bytes_max is not None and not await about(conn, (digest,)):
         kept = await conn.fetchval(ALL_BYTES)
         if kept + len(data) > tenant_bytes_max:

@@ -12,9 +12,9 @@ import asyncpg  # type: ignore[import-untyped]
 
 from sojourn.errors import Conflict, Forbidden, NotFound, Unauthenticated
 from sojourn.store.audit import writing as audit
+from sojourn.store.audit.operator import operator
 from sojourn.store.audit.writing import Act
 from sojourn.store.db import Connection, Database
-from sojourn.store.roles import KEYRING
 from sojourn.store.rows import KeyRow, Principal
 
 AUTHENTICATE = "select * from authenticate($1)"
@@ -129,17 +129,11 @@ async def recover(db: Database, *, tenant: str = TENANT, user: str = "local", by
     """Make a first key anew for whoever owns the database, and end the older ones. Raises NotFound."""
     key_id, token = _new()
     arguments = (tenant, key_id, _hash(token), token[:SHOWN], user, ["*"], LOCAL_KEY)
-    async with db.migrator() as connection, connection.transaction():
-        await connection.execute(f"set local role {KEYRING}")
-        try:
-            made = await connection.fetchval(RECOVER, *arguments)
-        except asyncpg.UndefinedTableError:
-            made = None
-        if made:
-            act = Act(action="key.recover", subject=key_id, detail={"user": user})
-            await audit.operated(connection, act, tenant=tenant, by=by)
-    if not made:
-        raise NotFound("There is no installation in this database yet. `sojourn serve` makes one, with its first key.")
+    act = Act(action="key.recover", subject=key_id, detail={"user": user})
+    async with operator(db) as conn:
+        if not await conn.fetchval(RECOVER, *arguments):
+            raise NotFound(f"There is no tenant {tenant}. `sojourn tenants list` lists them.")
+        await audit.operated(conn, act, tenant=tenant, by=by)
     return token
 
 

@@ -3,11 +3,11 @@
 The rule: the database says which root key is the current one, so all processes agree on it.
 """
 
-import asyncpg  # type: ignore[import-untyped]
 import msgspec
 
+from sojourn.errors import NotFound
+from sojourn.store.audit.operator import operator
 from sojourn.store.db import Connection, Database
-from sojourn.store.roles import KEYRING
 
 KNOWN = """
 select r.id, r.ended_at is null as current,
@@ -47,13 +47,12 @@ class Roots(msgspec.Struct, frozen=True):
 
 async def read(db: Database) -> Roots:
     """Look which root keys there are; none in a database that does not know of them yet."""
-    async with db.migrator() as conn, conn.transaction():
-        await conn.execute(f"set local role {KEYRING}")
-        try:
-            rows = await conn.fetch(KNOWN)
-        except asyncpg.UndefinedTableError:
-            return Roots()
-        return Roots(tuple(Known(**row) for row in rows), await conn.fetchval(PLAIN))
+    try:
+        async with operator(db, readonly=True) as conn:
+            known = tuple([Known(**row) for row in await conn.fetch(KNOWN)])
+            return Roots(known, await conn.fetchval(PLAIN))
+    except NotFound:
+        return Roots()
 
 
 async def register(db: Database, root: str) -> None:

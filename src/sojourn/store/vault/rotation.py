@@ -10,8 +10,8 @@ from datetime import timedelta
 
 from sojourn.errors import NotFound
 from sojourn.store.audit import writing as audit
+from sojourn.store.audit.operator import operating
 from sojourn.store.db import Connection, Database
-from sojourn.store.roles import KEYRING
 from sojourn.store.vault.sealed import Secret, Signing, Wrapped, as_signing, under
 
 LOCK = 0x504A_0004
@@ -63,17 +63,9 @@ async def alone(db: Database) -> AsyncIterator[Connection]:
         yield conn
 
 
-@asynccontextmanager
-async def step(conn: Connection) -> AsyncIterator[None]:
-    """A transaction that sees all tenants' keys, as they are kept."""
-    async with conn.transaction():
-        await conn.execute(f"set local role {KEYRING}")
-        yield
-
-
 async def scope(conn: Connection, *, by: str) -> str:
     """Sign scopes with another key; give its id."""
-    async with step(conn):
+    async with operating(conn):
         kid: str = await conn.fetchval("select renew_scope_key()")
         await told(conn, "scope_key.rotate", kid, by=by)
     return kid
@@ -81,7 +73,7 @@ async def scope(conn: Connection, *, by: str) -> str:
 
 async def hooks(conn: Connection, overlap: timedelta, *, by: str) -> str:
     """Make webhooks' secrets of another key; the one before is good for so long. Give its id."""
-    async with step(conn):
+    async with operating(conn):
         kid: str = await conn.fetchval("select renew_hook_key($1)", overlap)
         await told(conn, "hook_key.rotate", kid, by=by)
     return kid
@@ -89,14 +81,14 @@ async def hooks(conn: Connection, overlap: timedelta, *, by: str) -> str:
 
 async def sweep(conn: Connection) -> int:
     """Take away what nothing can use any more."""
-    async with step(conn):
+    async with operating(conn):
         gone: int = await conn.fetchval("select end_keys()")
     return gone
 
 
 async def tenants(conn: Connection) -> list[str]:
     """The tenants that have a data key or a signing key."""
-    async with step(conn):
+    async with operating(conn, readonly=True):
         return [row["id"] for row in await conn.fetch(TENANTS)]
 
 

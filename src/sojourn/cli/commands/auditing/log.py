@@ -13,7 +13,7 @@ from typing import Any
 from sojourn.cli.client import Client, Unreachable
 from sojourn.cli.command import JSON, Command, Group, Shell, flag
 from sojourn.cli.commands.auditing import chain
-from sojourn.cli.commands.clock.times import instant
+from sojourn.cli.commands.clock.times import past
 from sojourn.cli.commands.server import DATA_DIR, served
 from sojourn.cli.exits import FAILED, OK, USAGE, Stop
 from sojourn.cli.terminal import ago, count, json_text
@@ -40,7 +40,7 @@ def list_(args: Namespace, shell: Shell) -> int:
 
 def wanted(args: Namespace) -> Json:
     """What the flags choose, as the API takes it. Raises Stop."""
-    since, until = (instant(text) if text else None for text in (args.since, args.until))
+    since, until = (past(text) if text is not None else None for text in (args.since, args.until))
     return {"action": args.action, "user": args.user, "since": since, "until": until}
 
 
@@ -74,9 +74,8 @@ def listed(rows: Iterable[Json], args: Namespace, shell: Shell) -> int:
     if args.json:
         shell.print_json({"data": found})
         return OK
-    shell.out.table(("ROW", "WHEN", "WHO", "DID", "TO", "MORE"), [_row(row) for row in found])
-    if not found:
-        shell.err.line("No row is like that; `sojourn audit list` without filters shows all.", "dim")
+    none = "No row is like that; `sojourn audit list` without filters shows all."
+    shell.table(("ROW", "WHEN", "WHO", "DID", "TO", "MORE"), [_row(row) for row in found], empty=none)
     return OK
 
 
@@ -156,8 +155,8 @@ COMMANDS = {
                 flags=(
                     flag("--action", metavar="ACTION", help="only this, such as key.create; or all on a noun: key"),
                     flag("--user", metavar="USER", help="only what this user did"),
-                    flag("--since", metavar="TIME", help="only from this time on: 2027-01-31T09:00"),
-                    flag("--until", metavar="TIME", help="only before this time"),
+                    flag("--since", metavar="TIME", help="only from then on: 7d, 12h, or 2027-01-31T09:00"),
+                    flag("--until", metavar="TIME", help="only before then"),
                     flag("--limit", metavar="N", type=int, default=50, help="how many (50)"),
                     *READ,
                     JSON,

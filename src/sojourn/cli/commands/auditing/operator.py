@@ -16,14 +16,19 @@ from sojourn.cli.commands.auditing import log
 from sojourn.cli.commands.simulating import run
 from sojourn.cli.exits import USAGE, Stop
 from sojourn.store.audit import reading
+from sojourn.store.audit.operator import operator
 from sojourn.store.audit.reading import Wanted
 from sojourn.store.audit.writing import EVERYBODY
 from sojourn.store.db import Connection
 
+LIMIT_MAX = 10_000
+
 
 def list_(args: Namespace, shell: Shell) -> int:
-    """Show the rows, newest first."""
+    """Show the rows, newest first. Raises Stop for a limit that is none."""
     wanted = msgspec.convert(log.wanted(args), Wanted)
+    if not 1 <= args.limit <= LIMIT_MAX:
+        raise Stop(f"--limit is a number from 1 to {LIMIT_MAX}.", USAGE)
 
     async def rows() -> list[Any]:
         async with _reading(args, shell) as conn:
@@ -33,7 +38,9 @@ def list_(args: Namespace, shell: Shell) -> int:
 
 
 def export(args: Namespace, shell: Shell) -> int:
-    """Write the chain."""
+    """Write the chain. Raises Stop for a row that cannot be."""
+    if not 0 <= args.after < reading.NEWEST:
+        raise Stop("--after is the number of a row; 0 is before the first.", USAGE)
     return log.exported(run(_lines(args, shell, args.after)), shell)
 
 
@@ -64,6 +71,8 @@ async def _lines(args: Namespace, shell: Shell, after: int = 0) -> list[dict[str
 @asynccontextmanager
 async def _reading(args: Namespace, shell: Shell) -> AsyncIterator[Connection]:
     """Lend a transaction that reads the operator's chain."""
-    environ = {**shell.environ, **({"SOJOURN_DATA_DIR": args.data_dir} if args.data_dir else {})}
-    async with wiring.existing_database(settings.load(environ)) as database, reading.operator(database) as conn:
+    async with (
+        wiring.existing_database(settings.load(shell.environ_for(args))) as database,
+        operator(database, readonly=True) as conn,
+    ):
         yield conn

@@ -35,7 +35,8 @@ def list_schedules(args: Namespace, shell: Shell) -> int:
     if args.json:
         shell.print_json({"data": found})
         return OK
-    shell.out.table(("SCHEDULE", "STATUS", "NEXT", "LAST RUN", "AGENT", "WHEN"), [_row(one) for one in found])
+    heads = ("SCHEDULE", "STATUS", "NEXT", "LAST RUN", "AGENT", "WHEN")
+    shell.table(heads, [_row(one) for one in found], empty="There is none. `sojourn schedules create` makes one.")
     return OK
 
 

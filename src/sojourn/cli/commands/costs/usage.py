@@ -6,12 +6,11 @@ The rule: a sum that is not whole says so, in the table and below it.
 import re
 from argparse import Namespace
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sojourn.cli.client import Client
 from sojourn.cli.command import JSON, Command, Shell, flag
-from sojourn.cli.commands.clock.times import LENGTH, instant, seconds
+from sojourn.cli.commands.clock.times import past
 from sojourn.cli.exits import OK, USAGE, Stop
 from sojourn.cli.terminal import count, money, tokens
 
@@ -35,7 +34,8 @@ def usage(args: Namespace, shell: Shell) -> int:
     by = [name.strip() for name in args.by.split(",") if name.strip()]
     if wrong := [name for name in by if name not in KEYS]:
         raise Stop(f"--by takes some of {','.join(KEYS)}, not {wrong[0]}.", USAGE)
-    asked: Json = {"by": ",".join(by), "since": _moment(args.since), "until": _moment(args.until)}
+    since, until = (past(text) if text is not None else None for text in (args.since, args.until))
+    asked: Json = {"by": ",".join(by), "since": since, "until": until}
     client = shell.client()
     if args.csv:
         for text in _sheets(client, {**asked, "format": "csv", "limit": PAGE}):
@@ -47,16 +47,6 @@ def usage(args: Namespace, shell: Shell) -> int:
     else:
         _show(found, by, shell)
     return OK
-
-
-def _moment(text: str | None) -> str | None:
-    """A time: 7d is as long ago, 2027-01-31 begins that day here. Raises Stop."""
-    if text is None or not LENGTH.fullmatch(text.strip().lower()) or text.strip().isdigit():
-        return instant(text) if text is not None else None
-    try:
-        return (datetime.now(UTC) - timedelta(seconds=seconds(text))).isoformat()
-    except OverflowError:
-        raise Stop(f"{text} ago is too long.", USAGE) from None
 
 
 def _whole(client: Client, query: Json) -> Json:

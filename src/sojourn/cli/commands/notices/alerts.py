@@ -17,23 +17,20 @@ def list_alerts(args: Namespace, shell: Shell) -> int:
     if args.json:
         shell.print_json({"data": found})
         return OK
-    shell.out.table(
-        ("ALERT", "KIND", "WHAT", "OPENED", "STATE", "DETAIL"),
-        [
-            (
-                one["id"],
-                one["kind"],
-                f"{one['what']} {one['subject']}".strip(),
-                ago(one["opened_at"]),
-                "over" if one["closed_at"] else f"seen by {one['acked_by']}" if one["acked_at"] else "open",
-                one_line(one["detail"], 200),
-            )
-            for one in found
-        ],
-    )
-    if not found:
-        told = "There was none." if args.all else "Nothing is open; --all shows what was."
-        shell.err.line(f"{told} `sojourn webhooks add URL --event 'alert.*'` has alerts sent to you.", "dim")
+    rows = [
+        (
+            one["id"],
+            one["kind"],
+            f"{one['what']} {one['subject']}".strip(),
+            ago(one["opened_at"]),
+            "over" if one["closed_at"] else f"seen by {one['acked_by']}" if one["acked_at"] else "open",
+            one_line(one["detail"], 200),
+        )
+        for one in found
+    ]
+    told = "There was none." if args.all else "Nothing is open; --all shows what was."
+    empty = f"{told} `sojourn webhooks add URL --event 'alert.*'` has alerts sent to you."
+    shell.table(("ALERT", "KIND", "WHAT", "OPENED", "STATE", "DETAIL"), rows, empty=empty)
     return OK
 
 

@@ -57,9 +57,8 @@ def list_webhooks(args: Namespace, shell: Shell) -> int:
         shell.print_json(found)
         return OK
     rows = [(one["id"], _state(one), " ".join(one["events"]), one_line(one["url"], 200)) for one in found["data"]]
-    shell.out.table(("WEBHOOK", "STATE", "EVENTS", "URL"), rows)
-    if not rows:
-        shell.err.line("Nothing is sent anywhere. `sojourn webhooks add URL` makes a webhook.", "dim")
+    none = "Nothing is sent anywhere. `sojourn webhooks add URL` makes a webhook."
+    shell.table(("WEBHOOK", "STATE", "EVENTS", "URL"), rows, empty=none)
     return OK
 
 
@@ -127,9 +126,9 @@ def deliveries(args: Namespace, shell: Shell) -> int:
     if args.json:
         shell.print_json({"data": found})
         return OK
-    shell.out.table(("DELIVERY", "EVENT", "MADE", "STATE", "ATTEMPTS", "LAST ANSWER"), [_row(one) for one in found])
-    if not found:
-        shell.err.line(f"There is none. `sojourn webhooks test {args.webhook}` sends one.", "dim")
+    heads = ("DELIVERY", "EVENT", "MADE", "STATE", "ATTEMPTS", "LAST ANSWER")
+    rows = [_row(one) for one in found]
+    shell.table(heads, rows, empty=f"There is none. `sojourn webhooks test {args.webhook}` sends one.")
     return OK
 
 

@@ -34,7 +34,7 @@ def approvals(args: Namespace, shell: Shell) -> int:
         shell.print_json({"data": found})
         return OK
     rows = [(one["id"], one["kind"], ago(one.get("created_at")), f"{one['title']} {body(one)}") for one in found]
-    shell.out.table(("ID", "KIND", "ASKED", "QUESTION"), rows)
+    shell.table(("ID", "KIND", "ASKED", "QUESTION"), rows, empty="Nothing waits for an answer.")
     return OK
 
 

@@ -34,14 +34,14 @@ ROTATE = Command(
         flag("--data", action="store_true", help="every tenant's data key"),
         flag("--root", metavar="FILE", help="the root key: the new one is in FILE, or is made there"),
         flag("--lost", action="store_true", help="with --root: give up what the lost root key has sealed"),
-        flag("--overlap", metavar="HOURS", type=float, default=24.0, help="old webhook secrets are good so long (24)"),
+        flag("--overlap", metavar="TIME", default="1d", help="old webhook secrets are good so long: 15m, 2h, 3d (1d)"),
         DATA_DIR,
         JSON,
     ),
     about=ABOUT,
     examples=(
         "sojourn keys rotate",
-        "sojourn keys rotate --hooks --overlap 2",
+        "sojourn keys rotate --hooks --overlap 2h",
         "sojourn keys rotate --root /secure/root-2.key",
     ),
 )

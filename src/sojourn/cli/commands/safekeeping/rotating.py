@@ -3,7 +3,6 @@
 The rule: a line, or a JSON object, for each step as soon as it is done; no key is shown but public ones.
 """
 
-import math
 from argparse import Namespace
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +11,7 @@ import msgspec
 
 from sojourn import settings, wiring
 from sojourn.cli.command import Shell
+from sojourn.cli.commands.clock.times import seconds
 from sojourn.cli.commands.simulating import run
 from sojourn.cli.exits import OK, USAGE, Stop
 from sojourn.cli.terminal import count
@@ -23,13 +23,12 @@ from sojourn.store.migrate import pending
 from sojourn.store.vault import roots
 from sojourn.store.vault.rotation import alone
 
-OVERLAP_HOURS_MAX = 24 * 365
+OVERLAP_MAX = timedelta(days=365)
 
 
 def rotate(args: Namespace, shell: Shell) -> int:
     """Renew what the flags name."""
-    environ = {**shell.environ, **({"SOJOURN_DATA_DIR": args.data_dir} if args.data_dir else {})}
-    using = settings.load(environ)
+    using = settings.load(shell.environ_for(args))
     wanted = _wanted(args, using)
     run(_renew(using, wanted, args, shell))
     return OK
@@ -68,8 +67,8 @@ def _see_root_keys(wanted: Wanted, missing: str) -> None:
 
 def _wanted(args: Namespace, using: Settings) -> Wanted:
     """What the flags name; all but the root key if they name nothing. Raises Stop."""
-    if not (math.isfinite(args.overlap) and 0 <= args.overlap <= OVERLAP_HOURS_MAX):
-        raise Stop(f"--overlap is a number of hours from 0 to {OVERLAP_HOURS_MAX}.", USAGE)
+    if (overlap_s := seconds(args.overlap)) > OVERLAP_MAX.total_seconds():
+        raise Stop(f"--overlap is {OVERLAP_MAX.days}d at most.", USAGE)
     if args.lost and not args.root:
         raise Stop("--lost needs --root FILE: what comes is kept under that root key.", USAGE)
     root = Path(args.root).absolute() if args.root else None
@@ -83,18 +82,18 @@ def _wanted(args: Namespace, using: Settings) -> Wanted:
         signing=() if everything else tuple(args.signing) if args.signing else None,
         root=root,
         lost=args.lost,
-        overlap=timedelta(hours=args.overlap),
+        overlap=timedelta(seconds=overlap_s),
         by=wiring.operator(),
     )
 
 
-def _told(done: Done, overlap: float) -> str:
+def _told(done: Done, overlap: str) -> str:
     """A step, for people."""
     match done.what:
         case "scope":
             return f"scopes are signed with the key {done.id}; those of the older keys end within 5 minutes"
         case "hooks":
-            return f"webhooks' secrets are made of the key {done.id}; older secrets are good for {overlap:g} h"
+            return f"webhooks' secrets are made of the key {done.id}; older secrets are good for {overlap}"
         case "data":
             return f"{done.tenant}: the data key is {done.id}, {count(done.count, 'secret')} sealed with it"
         case "signing":

@@ -39,7 +39,7 @@ BESIDE = ".root-key"
 
 def backup(args: Namespace, shell: Shell) -> int:
     """Write a backup."""
-    using, path, began = _settings(args, shell), Path(args.file).absolute(), time.monotonic()
+    using, path, began = settings.load(shell.environ_for(args)), Path(args.file).absolute(), time.monotonic()
     beside = path.with_name(path.name + BESIDE)
     for taken in (path, *([beside] if args.with_root_key else ())):
         if taken.exists():
@@ -73,7 +73,7 @@ def backup(args: Namespace, shell: Shell) -> int:
 
 def restore(args: Namespace, shell: Shell) -> int:
     """Check a backup, and fill an empty database with it."""
-    using, path, began = _settings(args, shell), Path(args.file).absolute(), time.monotonic()
+    using, path, began = settings.load(shell.environ_for(args)), Path(args.file).absolute(), time.monotonic()
     beside = path.with_name(path.name + BESIDE)
     told = _told(args, shell)
     told("reading it")
@@ -179,10 +179,6 @@ def _part(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
         raise Stop(f"{path} cannot be written: {error.strerror}.") from None
     finally:
         draft.unlink(missing_ok=True)
-
-
-def _settings(args: Namespace, shell: Shell) -> Settings:
-    return settings.load({**shell.environ, **({"SOJOURN_DATA_DIR": args.data_dir} if args.data_dir else {})})
 
 
 def _told(args: Namespace, shell: Shell) -> Callable[[str], None]:

@@ -32,7 +32,8 @@ def dead_letters(args: Namespace, shell: Shell) -> int:
     if args.json:
         shell.print_json({"data": found})
         return OK
-    shell.out.table(("RUN", "SINCE", "AGENT", "CLAIMS", "ERROR"), [_row(letter) for letter in found])
+    rows = [_row(letter) for letter in found]
+    shell.table(("RUN", "SINCE", "AGENT", "CLAIMS", "ERROR"), rows, empty="No run is in quarantine.")
     if found:
         shell.err.line("`sojourn retry RUN` lets one go on where it stood; `sojourn cancel RUN` ends it.", "dim")
     return OK

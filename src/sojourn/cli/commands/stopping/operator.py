@@ -17,6 +17,7 @@ from sojourn.cli.exits import FAILED, OK, USAGE, Stop
 from sojourn.cli.terminal import ago
 from sojourn.store import stops as store
 from sojourn.store.audit import writing as audit
+from sojourn.store.audit.operator import operator
 from sojourn.store.audit.writing import Act
 from sojourn.store.db import Connection, Database
 from sojourn.store.tenant.keys import TENANT
@@ -29,7 +30,7 @@ def stop(args: Namespace, shell: Shell) -> int:
     new = _wanted(args)
 
     async def work(database: Database) -> int:
-        async with store.operator(database) as conn:
+        async with operator(database) as conn:
             made = await store.make(conn, new, stop_id=wiring.new_id("stp"), by=wiring.operator(), operator=True)
             await _noted(conn, made, "stop.create")
         report = await _progress(database, made)
@@ -50,7 +51,7 @@ def stops(args: Namespace, shell: Shell) -> int:
     """List stops, or show one."""
 
     async def work(database: Database) -> int:
-        async with store.operator(database) as conn:
+        async with operator(database, readonly=True) as conn:
             if args.stop:
                 made = await store.get(conn, args.stop)
             else:
@@ -60,7 +61,8 @@ def stops(args: Namespace, shell: Shell) -> int:
                 shell.print_json({"data": [_seen(one) for one in found]})
             else:
                 rows = [(one.id, _what(one), one.mode, ago(one.created_at.isoformat()), _state(one)) for one in found]
-                shell.out.table(("STOP", "WHAT", "MODE", "SINCE", "STATE"), rows)
+                none = "No stop was ever made." if args.all else "No stop is in force; --all lists those that were."
+                shell.table(("STOP", "WHAT", "MODE", "SINCE", "STATE"), rows, empty=none)
             return OK
         report = await _progress(database, made)
         if args.json:
@@ -78,7 +80,7 @@ def lift(args: Namespace, shell: Shell) -> int:
     """Lift a stop."""
 
     async def work(database: Database) -> int:
-        async with store.operator(database) as conn:
+        async with operator(database) as conn:
             made = await store.lift(conn, args.stop, by=wiring.operator())
             await _noted(conn, made, "stop.lift")
         shell.print_json(_seen(made)) if args.json else shell.out.line(f"{made.id} is lifted")
@@ -105,10 +107,9 @@ def _wanted(args: Namespace) -> store.NewStop:
 
 def _with_database(args: Namespace, shell: Shell, work: Any) -> int:
     """Do the work with the installation's database."""
-    environ = {**shell.environ, **({"SOJOURN_DATA_DIR": args.data_dir} if args.data_dir else {})}
 
     async def opened() -> int:
-        async with wiring.existing_database(settings.load(environ)) as database:
+        async with wiring.existing_database(settings.load(shell.environ_for(args))) as database:
             code: int = await work(database)
             return code
 
@@ -122,7 +123,7 @@ async def _progress(database: Database, made: store.Stop) -> store.Report:
 
 async def _settled(database: Database, made: store.Stop, args: Namespace, shell: Shell) -> store.Report:
     """Show what is left, as it changes, until nothing is or the time is over."""
-    ends_at, told = time.monotonic() + args.timeout if args.timeout else None, None
+    ends_at, told = None if args.timeout is None else time.monotonic() + args.timeout, None
     while True:
         report = await _progress(database, made)
         if report.settled or (ends_at is not None and time.monotonic() > ends_at):

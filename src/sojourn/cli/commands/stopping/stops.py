@@ -16,16 +16,12 @@ SOJOURN_DATABASE_URL. With --wait the exit code is 0 once nothing is left, and 1
 """
 
 
-def _operator(name: str):  # type: ignore[no-untyped-def]
-    return served("stopping.operator", name)
-
-
 STOP_ID = flag("stop", metavar="STOP", help="the stop's id")
 
 COMMANDS = {
     "stop": Command(
         "Stop a run, a session, an agent, a user, a tenant, or everything",
-        _operator("stop"),
+        served("stopping.operator", "stop"),
         flags=(
             flag("--tenant", metavar="T", help="this tenant; with one of the next four: theirs (default)"),
             flag("--user", metavar="USER", help="all runs of a user"),
@@ -49,7 +45,7 @@ COMMANDS = {
     ),
     "stops": Command(
         "List the stops that are in force, or show one and what is left",
-        _operator("stops"),
+        served("stopping.operator", "stops"),
         flags=(
             flag("stop", metavar="STOP", nargs="?", help="show this one, and what is left"),
             flag("--all", action="store_true", help="those that were lifted, too"),
@@ -60,7 +56,7 @@ COMMANDS = {
     ),
     "lift": Command(
         "Lift a stop",
-        _operator("lift"),
+        served("stopping.operator", "lift"),
         flags=(STOP_ID, DATA_DIR, JSON),
         about="New runs begin again, and those that were held go on where they stood. What was cancelled stays so.",
         examples=("sojourn lift stp_01J...",),
