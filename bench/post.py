@@ -24,6 +24,7 @@ from bench.figure import Figure, report, spread
 from bench.processor import own_s
 from sojourn.api.app import build
 from sojourn.api.parts import Api
+from sojourn.guardrails.in_force import InForce
 from sojourn.identity.secrets.roots import RootKeys
 from sojourn.identity.secrets.vault import Vault
 from sojourn.models.model import Endpoint
@@ -67,6 +68,7 @@ async def serve(folder: Path) -> None:
         parts = Api(
             database=database, doorbell=bell, settings=settings, tools={},
             models=Models(), vault=Vault(RootKeys("", folder / "root.key")), sandboxes=None, now=at, new_id=ids(),  # type: ignore[arg-type]
+            guardrails=InForce(database, bell),
             price=lambda model, usage: None if "unpriced" in model else 1,
         )  # fmt: skip
         runner = web.AppRunner(build(parts), access_log=None)

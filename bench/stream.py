@@ -32,6 +32,7 @@ from bench.processor import own_s
 from bench.readers import Readers
 from sojourn.api.app import build
 from sojourn.api.parts import DELTA_BELL, INBOX_BELL, RUN_BELL, WORK_BELL, Api
+from sojourn.guardrails.in_force import InForce
 from sojourn.identity.secrets.roots import RootKeys
 from sojourn.identity.secrets.vault import Vault
 from sojourn.models.model import Endpoint
@@ -83,6 +84,7 @@ async def serve(folder: Path) -> None:
         parts = Api(
             database=database, doorbell=bell, settings=settings, tools={},
             models=Models(), vault=Vault(RootKeys("", folder / "root.key")), sandboxes=None, now=at, new_id=ids(),  # type: ignore[arg-type]
+            guardrails=InForce(database, bell),
             price=lambda model, usage: None if "unpriced" in model else 1,
         )  # fmt: skip
         runner = web.AppRunner(build(parts), access_log=None)

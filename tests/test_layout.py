@@ -21,7 +21,7 @@ LINES = (
     {"errors"},
     {"loop"},
     {"store"},
-    {"models", "sandboxes", "identity"},
+    {"models", "sandboxes", "identity", "guardrails"},
     {"settings", "logs"},
     {"tools"},
     {"api", "worker", "evals"},

@@ -28,6 +28,7 @@ from sojourn import logs
 from sojourn.api.app import build
 from sojourn.api.parts import Api
 from sojourn.errors import Forbidden, Invalid, NotFound, StoreUnavailable
+from sojourn.guardrails.in_force import InForce
 from sojourn.identity.secrets.roots import RootKeys
 from sojourn.identity.secrets.vault import Vault, unlocked
 from sojourn.models.endpoints import Endpoints
@@ -59,7 +60,7 @@ log = logging.getLogger("sojourn.wiring")
 
 CHANNELS = (
     "sojourn_run", "sojourn_delta", "sojourn_work", "sojourn_inbox", "sojourn_wanted", "sojourn_schedule",
-    "sojourn_stop",
+    "sojourn_stop", "sojourn_guardrail",
 )  # fmt: skip
 BASE32 = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 DATABASE_RETRY_S = 1.0
@@ -78,6 +79,7 @@ class World:
     models: Endpoints
     sandboxes: Provider
     tools: Toolbox
+    guardrails: InForce
 
 
 async def serve(settings: Settings, *, worker: bool = True, ready: Callable[[str], None] | None = None) -> None:
@@ -178,6 +180,7 @@ async def _world(settings: Settings) -> AsyncIterator[World]:
         for name in await migrate(database):
             log.info("store.migrated", extra={"migration": name})
         doorbell = await stack.enter_async_context(Doorbell(database, CHANNELS))
+        guardrails = await stack.enter_async_context(InForce(database, doorbell))
         models = Endpoints(settings.endpoints)
         stack.push_async_callback(models.close)
         sandboxes = open_sandboxes(settings)
@@ -189,6 +192,7 @@ async def _world(settings: Settings) -> AsyncIterator[World]:
             models=models,
             sandboxes=sandboxes,
             tools=toolbox.fill(),
+            guardrails=guardrails,
         )
 
 
@@ -259,6 +263,7 @@ async def _listening(world: World, vault: Vault, stopping: asyncio.Event) -> Asy
             models=world.models,
             price=_prices(settings).cost_micros,
             sandboxes=world.sandboxes,
+            guardrails=world.guardrails,
             host=host_name(settings),
             now=now,
             stopping=stopping,
@@ -308,6 +313,7 @@ async def _work(world: World, stop: Stop) -> None:
             models=world.models,
             tools=world.tools,
             sandboxes=world.sandboxes,
+            guardrails=world.guardrails,
             sandbox_spec=Spec(limits=settings.sandbox_limits),
             prices=_prices(settings),
             calls=CallSlots(world.database, worker_id, _calls_max(settings), lease_s=settings.lease_s),

@@ -19,7 +19,20 @@ SECRETS = ("the prompt", "the command", "the reason", "sj_")
 
 async def everything(api: Served, player: Player) -> list[Told]:
     """Do it all, and give what the log should say of it, in order."""
-    parts = (_keys, _agents, _schedules, _issuers, _webhooks, _stops, _approvals, _budgets, _pools, _moves, _deletions)
+    parts = (
+        _keys,
+        _agents,
+        _schedules,
+        _issuers,
+        _webhooks,
+        _guardrails,
+        _stops,
+        _approvals,
+        _budgets,
+        _pools,
+        _moves,
+        _deletions,
+    )
     return [told for part in parts async for told in part(api, player)]
 
 
@@ -46,6 +59,14 @@ async def _webhooks(api: Served, player: Player) -> AsyncIterator[Told]:
     yield "webhook.change", webhook
     await made(api, f"/v1/webhooks/{webhook}", method="DELETE")
     yield "webhook.delete", webhook
+
+
+async def _guardrails(api: Served, player: Player) -> AsyncIterator[Told]:
+    rule = {"kind": "pattern", "on": ["output"], "pattern": "what the prompt said"}
+    await made(api, "/v1/guardrails/customers", {"rules": [rule]}, "PUT")
+    yield "guardrail.set", "customers"
+    await made(api, "/v1/guardrails/customers", method="DELETE")
+    yield "guardrail.end", "customers"
 
 
 async def _agents(api: Served, player: Player) -> AsyncIterator[Told]:

@@ -26,6 +26,7 @@ from sojourn.api.parts import (
     WORK_BELL,
     Api,
 )
+from sojourn.guardrails.in_force import BELL, InForce
 from sojourn.identity.secrets.roots import RootKeys
 from sojourn.identity.secrets.vault import Vault, unlocked
 from sojourn.loop.agent import Tool
@@ -48,7 +49,7 @@ TOOLS = {
 }
 ROOT = "c29qb3VybiBzb2pvdXJuIHNvam91cm4gc29qb3Vybi4="
 ROOTS = RootKeys(ROOT, Path("/nowhere"))
-CHANNELS = (RUN_BELL, DELTA_BELL, WORK_BELL, INBOX_BELL, WANTED_BELL, SCHEDULE_BELL, STOP_BELL)
+CHANNELS = (RUN_BELL, DELTA_BELL, WORK_BELL, INBOX_BELL, WANTED_BELL, SCHEDULE_BELL, STOP_BELL, BELL)
 UNREACHED = Rates(runs=Limits(user=Rate(10**6, 1)))
 """Limits that are in force, and that no test reaches unknowingly."""
 GOAL = {"input": "Which year was the warmest?", "model": "sim:one", "tools": ["shell"]}
@@ -130,6 +131,9 @@ async def serve(
     """Run the application on a socket of its own, with a key for each of two new tenants."""
     async with AsyncExitStack() as stack:
         doorbell = await stack.enter_async_context(Doorbell(database, CHANNELS))
+        guardrails = InForce(database, doorbell, poll_s=3600)  # a test may count the process's statements
+        if tenants:
+            await stack.enter_async_context(guardrails)
         parts = Api(
             database=database,
             doorbell=doorbell,
@@ -138,6 +142,7 @@ async def serve(
             vault=await unlocked(database, ROOTS, may_make=False) if tenants else Vault(ROOTS),
             models=Endpoints(),  # type: ignore[arg-type]
             price=lambda model, usage: None if "unpriced" in model else 1,
+            guardrails=guardrails,
             sandboxes=sandboxes,
             now=at,
             new_id=ids(),

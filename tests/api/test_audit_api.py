@@ -33,6 +33,7 @@ NOT_TOLD = {
     "POST /v1/webhooks/{webhook_id}/test": "the deliveries tell it",
     "POST /v1/webhooks/{webhook_id}/retry": "the deliveries tell it",
     "POST /v1/alerts/{alert_id}/ack": "the alert tells who has seen it",
+    "POST /v1/guardrails/test": "it judges a text and keeps nothing",
     "POST /v1/blobs": "it is data, and goes when nothing names it",
 }
 """The routes that change something and write nothing into the audit log, and why."""
@@ -79,6 +80,7 @@ async def test_every_act_is_told_once_with_who_did_it_and_nothing_that_was_said(
     details = {row["action"]: row["detail"] for row in rows}
     assert details["key.create"] == {"name": "ci", "user": "bob", "scopes": "runs:read"}
     assert details["agent.set_live"] == {"version": "2"}
+    assert (details["guardrail.set"], details["guardrail.end"]) == ({"version": "1"}, {"version": "2"})
     assert details["budget.set_user"] == {"usd": "none", "tokens": "none"}
     assert details["approval.decide"].keys() == {"decision", "arguments"}
     assert details["budget.raise"] == {"decision": "extend", "limits": '{"steps":9,"usd":"1"}'}

@@ -31,6 +31,7 @@ BINARY = {"Content-Type": "application/octet-stream"}
 MODEL = {"model": "sim:one"}
 PLAN = {"cron": "@yearly", "run": {"agent": "x-theirs", "input": "words of the first"}}
 HOOK = {"webhook-id": "msg_1", "webhook-timestamp": "1", "webhook-signature": "v1,AAAA"}
+SIZE = {"kind": "size", "on": ["input"], "chars_max": 1000}
 MARK = "of the first"
 """What all texts of the first tenant hold."""
 STATES = ("suspended", "queued", "delayed", "held", "completed", "cancelled", "quarantined", "running")
@@ -104,6 +105,8 @@ CALLS: dict[str, list[dict[str, Any]]] = {
     "PATCH /v1/webhooks/{webhook_id}": [{"json": {"disabled": True}}],
     "GET /v1/webhooks/{webhook_id}/deliveries": [{}, {"params": {"after": "{delivery_id}", "state": "waiting"}}],
     "POST /v1/webhooks/{webhook_id}/retry": [{}, {"json": {"deliveries": ["{delivery_id}"]}}],
+    "PUT /v1/guardrails/{name}": [{"json": {"rules": [SIZE]}}],
+    "POST /v1/guardrails/test": [{"json": {"text": "go"}}, {"json": {"text": "secret", "on": "output"}}],
     "GET /v1/alerts": [{}, {"params": {"all": "true", "after": "{alert_id}"}}],
     "GET /v1/budgets": [{}, {"params": {"user": "{user}"}}, {"params": {"after": "{user}", "limit": "1"}}],
     "PUT /v1/budgets/tenant": [{"json": {"tokens": 10**9}}],
@@ -157,6 +160,11 @@ async def furnish(api: Served, player: Player) -> Names:
     stop = await made(api, "/v1/admin/stops", {"what": "user", "id": "nobody", "reason": f"reason {MARK}"})
     webhook = await made(api, "/v1/webhooks", {"url": "https://example.org/x", "description": f"told {MARK}"})
     delivery = await made(api, f"/v1/webhooks/{webhook['id']}/test")
+    rails = {
+        "description": f"rules {MARK}",
+        "rules": [SIZE, {"kind": "pattern", "on": ["output"], "pattern": "secret"}],
+    }
+    await made(api, "/v1/guardrails/x-theirs", rails, "PUT")
     async with api.parts.database.engine() as engine:
         await engine.execute(ALERT, alert := api.parts.new_id("alr"), f"alert {MARK}")
         await engine.execute(SPENT, names["run_id:running"], names["user"], names["run_id:suspended"])

@@ -5,7 +5,7 @@ against what the machine made of them.
 """
 
 import msgspec
-from tests.loop.company import AGENTS
+from tests.loop.company import AGENTS, above
 from tests.loop.rules import RULES, Books, Broken, Seen, every_call
 
 from sojourn.loop import events as ev
@@ -51,6 +51,11 @@ class Audit:
                 self._ended(event)
             case ev.Intended(attempt=1, call=uid):
                 self._charge(uid.rpartition("/")[0] or "/", tool_calls=1)
+            case ev.Judged(verdict="ask", call=uid):
+                self.books.yes.pop(uid, None)
+                self.books.used.discard(uid)
+                # A sub-agent that was to begin with the same commit was never written.
+                self.books.places = {place for place in self.books.places if place[0] != uid}
             case ev.Decided():
                 self._decided(before, event)
 
@@ -59,7 +64,7 @@ class Audit:
         busy: set[str] = set()
         for lost in in_flight(before, before.updated_at):
             place = lost.frame if isinstance(lost, ev.ModelLost) else lost.call.rpartition("/")[0] or "/"
-            busy |= set(_above(place))
+            busy |= set(above(place))
         for place in busy:
             self._add(place, active_ms=passed_ms)
 
@@ -77,8 +82,8 @@ class Audit:
             self._charge(event.frame, input_tokens=bill.usage.prompt, usd_micros=cost)
 
     def _charge(self, place: str, **more: int) -> None:
-        for above in _above(place):
-            self._add(above, **more)
+        for one in above(place):
+            self._add(one, **more)
 
     def _add(self, place: str, **more: int) -> None:
         old = self.books.spent.get(place, Spent())
@@ -114,12 +119,7 @@ class Audit:
         if isinstance(event, ev.Intended):
             self.books.intents[event.call] = event.attempt
         open_now = {wait.id for wait in pending(self.state)}
-        self.books.closed |= {wait.id for wait in pending(before)} - open_now
+        unbegun = event.call if isinstance(event, ev.Judged) else None  # and nobody was told of its questions
+        self.books.closed |= {wait.id for wait in pending(before) if wait.frame != unbegun} - open_now
         self.books.uids |= {call.uid for call in every_call(self.state.root)}
         self.books.places |= {(frame, slot) for frame, slot, _ in fresh(before, self.state)}
-
-
-def _above(place: str) -> list[str]:
-    """A frame and all above it."""
-    parts = place.strip("/").split("/") if place != "/" else []
-    return ["/", *("/" + "/".join(parts[: n + 1]) for n in range(len(parts)))]

@@ -4,6 +4,8 @@ The model's replies are drawn from the seed and the place, and from nothing else
 """
 
 import hashlib
+from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 from msgspec.structs import replace
@@ -11,7 +13,7 @@ from msgspec.structs import replace
 from sojourn.loop import events as ev
 from sojourn.loop.agent import Agent, Suspend, Tool, digest
 from sojourn.loop.budget import Bill, Limits
-from sojourn.loop.continuation import Failure
+from sojourn.loop.continuation import Call, Continuation, Failure, frames
 from sojourn.loop.effects import CallModel, CallTool
 from sojourn.loop.messages import Message, Text, ToolCall, Usage, observed
 from sojourn.loop.policy import Asking, Condition, Policy, Rule
@@ -131,3 +133,22 @@ def act(seed: int, effect: CallTool, at: Any) -> ev.Returned:
     failed = draw(seed, effect.call, "fails") % 8 == 0
     message = observed(effect.call, effect.provider_id, f"{effect.tool} did {effect.args}. {FORGED}", error=failed)
     return ev.Returned(at=at, call=effect.call, attempt=effect.attempt, message=message, failed=failed)
+
+
+def judge(seed: int, before: Continuation, state: Continuation, at: datetime) -> Iterator[ev.Judged]:
+    """What guardrails say of the calls that have not begun, in every third world; `before` tells which have."""
+    begun = {call.uid for frame in frames(before.root) for call in frame.calls if _handed_out(call)}
+    for call in (call for frame in frames(state.root) for call in frame.calls if seed % 3 == 2):
+        verdict = (None, "deny", "ask")[draw(seed, "judge", call.uid) % 12 % 3 * (draw(seed, call.uid) % 3 == 0)]
+        if verdict and call.state in ("authorized", "waiting") and not (_handed_out(call) and call.uid in begun):
+            yield ev.Judged(at=at, call=call.uid, waits=call.waits, verdict=verdict, by="g@1", reason="It is judged.")
+
+
+def _handed_out(call: Call) -> bool:
+    return call.child is not None or (call.wait is not None and call.wait.kind != "approval")
+
+
+def above(place: str) -> list[str]:
+    """A frame and all above it."""
+    parts = place.strip("/").split("/") if place != "/" else []
+    return ["/", *("/" + "/".join(parts[: n + 1]) for n in range(len(parts)))]

@@ -28,7 +28,7 @@ class Bug(NamedTuple):
 
 settle, finish, intend, settle_call, lose = ending.settle, calls.finish, calls.intend, ending._settle_call, calls.lose
 put, charged, open_call, decide_frame = decisions.put, budgets._charged, calls.open_call, decisions._decide_frame
-refusal, again, charge = decisions.refusal, replies.again, budgets.charge
+refusal, again, judge, charge = decisions.refusal, replies.again, calls.judge, budgets.charge
 numbers = itertools.count()
 
 
@@ -47,6 +47,11 @@ def decides_the_siblings_too(frame: Any, call: Any) -> Any:
         alike = one.uid != call.uid and one.tool == call.tool and one.wait is not None
         frame = put(frame, calls.authorize(one)) if alike and call.state == "authorized" else frame
     return put(frame, call)
+
+
+def asks_nobody(agents: Any, frame: Any, call: Any, event: Any) -> Any:
+    judged = judge(agents, frame, call, event)
+    return replace(call, gate=judged.gate) if judged and judged.gate != call.gate else None
 
 
 def obeys_what_is_said(frame: Frame) -> Frame:
@@ -145,6 +150,7 @@ BUGS = {
     "a pool stops its frame too late to be told": Bug({"rule_01"}, budgets, "bound", settles_before_it_stops),
     "a key is drawn by lot": Bug({"rule_02"}, calls, "idempotency_key", lambda run_id, call: f"k{next(numbers)}"),
     "one yes is for all calls alike": Bug({"rule_03"}, decisions, "put", decides_the_siblings_too),
+    "what guardrails ask about runs": Bug({"rule_03", "rule_06"}, calls, "judge", asks_nobody),
     "words approve": Bug({"rule_04", "rule_01"}, budgets, "settle", obeys_what_is_said),
     "an edit is shown and not run": Bug({"rule_05", "rule_06"}, decisions, "_edited", lambda _, frame, call, at: call),
     "anybody may answer": Bug({"rule_06"}, decisions, "wrong_person", lambda *_: None),

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 from msgspec.structs import replace
 from tests.loop.audit import Audit
-from tests.loop.company import AGENTS, HELD, INITIATOR, LEAST, ROOT, act, draw, think
+from tests.loop.company import AGENTS, HELD, INITIATOR, LEAST, ROOT, act, draw, judge, think
 from tests.loop.rules import Broken
 
 from sojourn.loop import events as ev
@@ -181,6 +181,8 @@ class Worker:
         now = self.world.now()
         if (wake := wake_at(self.state)) is not None and wake <= now:
             self._take(ev.Ticked(at=now), events)
+        for event in judge(self.world.seed, self.before, self.state, now):
+            self._take(event, events)
         starting: list[Effect] = []
         for effect in due(AGENTS, self.state):
             if self._take(self._announcement(effect), events):

@@ -13,11 +13,11 @@ import sojourn
 EDITS = {
     "__init__.py": (('__version__ = "', '__version__ = "99.'),),
     "loop/moving/levels.py": (
-        ("LEVEL: Final = 2", "LEVEL: Final = 3"),
+        ("LEVEL: Final = 3", "LEVEL: Final = 4"),
         (
-            "    if isinstance(value, Unfunded):",
-            "    if type(value).__name__ == 'Cheered' or getattr(value, 'cheers', 0) > 0:\n        return 3\n"
-            "    if isinstance(value, Unfunded):",
+            "    match value:",
+            "    if type(value).__name__ == 'Cheered' or getattr(value, 'cheers', 0) > 0:\n        return 4\n"
+            "    match value:",
         ),
     ),
     "loop/events.py": (

@@ -16,7 +16,7 @@ from sojourn.loop.agent import Agent, Tool, ref
 from sojourn.loop.continuation import Continuation, Principal, fresh
 from sojourn.loop.machine import apply, begin
 from sojourn.loop.messages import Message, Source, Text, ToolCall, Usage, observed, said
-from sojourn.store import queue, runs, stops
+from sojourn.store import guardrails, queue, runs, stops
 from sojourn.store.budgets import pools, reserving
 from sojourn.store.commits import Committer
 from sojourn.store.db import Connection, Database
@@ -249,6 +249,7 @@ async def furnish(database: Database, tenant: str) -> Caller:
             await runs.arrive(conn, replace(hand.state, run_id="run_elsewhere"), run_id)
             new = stops.NewStop(tenant=tenant, what="user", target="nobody")
             stop = await stops.make(conn, new, stop_id=new_id("stp"), by="ann")
+            await guardrails.put(conn, tenant, "g", spec="{}", by="ann")
             await pools.set_bounds(conn, "tenant", "", wanted=pools.Bounds(tokens=10**9), defaults=pools.Defaults())
             await webhooks.create(conn, webhook(), secret=bytes(32))
         wanted = reserving.Wanted(call="/#1@1", usd_micros=1, tokens=1)

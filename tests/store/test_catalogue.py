@@ -9,7 +9,7 @@ WITHOUT_TENANT = {
 ENGINE_SEES_ALL = {
     "tenant", "agent", "run", "inbox", "journal", "message", "ledger", "delta", "agent_spec", "session", "purge",
     "stop", "stopped_run", "webhook", "webhook_delivery", "alert", "spend_day", "day_limit", "reservation",
-    "day_account", "day_wait",
+    "day_account", "day_wait", "guardrail",
 }  # fmt: skip
 TIDIED = {
     "session", "run", "inbox", "journal", "message", "ledger", "delta", "blob", "blob_use", "blob_tally", "purge",
@@ -18,7 +18,7 @@ TIDIED = {
 """What the doors of retention delete from."""
 KEYRING_SEES_ALL = {
     "tenant", "api_key", "seal_key", "trusted_issuer", "schedule", "stop", "rate", "idempotency", "agent", "audit",
-    "audit_head", "data_key", "secret", "webhook", "webhook_delivery", "day_limit", *TIDIED,
+    "audit_head", "data_key", "secret", "webhook", "webhook_delivery", "day_limit", "guardrail", *TIDIED,
 }  # fmt: skip
 NOTHING_SAID = {"purge", "blob_use", "blob_tally"}
 SECRET_TO_DOORS = {"event", "body", "data", "items", "snapshot", "result", "input", "spec"}

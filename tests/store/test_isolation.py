@@ -17,7 +17,7 @@ TABLES = [
     "tenant", "api_key", "agent", "agent_version", "agent_spec", "session", "run", "journal", "message", "ledger",
     "delta", "blob", "blob_use", "blob_tally", "idempotency", "seal_key", "trusted_issuer", "imported_run", "schedule",
     "fire", "stop", "stopped_run", "audit", "audit_head", "data_key", "secret", "webhook", "webhook_delivery", "alert",
-    "day_limit", "reservation", "day_account",
+    "day_limit", "reservation", "day_account", "guardrail",
 ]  # fmt: skip
 
 
@@ -115,6 +115,7 @@ WRITES = {
     "blob_use": "insert into blob_use (tenant, run_id, digest) select $1, 'run_x', digest from blob limit 1",
     "stop": "insert into stop (tenant, id, what, target, mode, made_by)"
     " values ($1, 'stp_0123456789abcdef', 'user', 'x', 'cancel', 'ann')",
+    "guardrail": "insert into guardrail (tenant, name, version, spec, made_by) values ($1, 'new', 1, '{}', 'ann')",
     "imported_run": "insert into imported_run (tenant, run_id, rev, became) values ($1, 'run_x', 1, 'run_y')",
     "schedule": "insert into schedule (tenant, name, user_id, key_id, spec, since)"
     " select $1, 'new', scope_user(), (scope())[3], '{}', now()",
@@ -251,6 +252,10 @@ REFUSED = [
     "insert into api_key (tenant, id, hash, prefix, user_id, name, scopes) values ('acme', 'k', '', '', '', '', '{}')",
     "update api_key set revoked_at = null",
     "update run set snapshot = ''",
+    "insert into guardrail (tenant, name, version, spec, made_by) values ('*', 'g', 9, null, 'ann')",
+    "insert into guardrail (tenant, name, version, spec, made_by) values ('acme', 'h', 1, '{}', 'somebody else')",
+    "update guardrail set spec = '{}'",
+    "delete from guardrail",
     "update run set fence = 9",
     "update journal set event = ''",
     "delete from journal",

@@ -10,12 +10,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection,
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 from msgspec.structs import replace
 from tests.store.scripted_runs import enter, submit
 
+from sojourn.guardrails.in_force import BELL, InForce
 from sojourn.loop import events as ev
 from sojourn.loop.agent import Agent, Tool
 from sojourn.loop.budget import Price, Tariff
@@ -41,7 +42,9 @@ from sojourn.worker.stop import Stop
 from sojourn.worker.tenure import Tenure
 from sojourn.worker.worker import Worker
 
-CHANNELS = ("sojourn_run", "sojourn_delta", "sojourn_work", "sojourn_inbox", "sojourn_wanted", "sojourn_stop")
+CHANNELS = (
+    "sojourn_run", "sojourn_delta", "sojourn_work", "sojourn_inbox", "sojourn_wanted", "sojourn_stop", BELL,
+)  # fmt: skip
 DONE = "all done"
 Turn = str | tuple[tuple[str, dict[str, Any]], ...]
 """A reply: words, or calls of tools with their arguments."""
@@ -96,6 +99,17 @@ class Late(Committer):
         await super().commit(commit)
 
 
+class Unasked:
+    """A database that has no pools of the day, and nothing else."""
+
+    @asynccontextmanager
+    async def engine(self) -> AsyncIterator[Any]:
+        yield self
+
+    async def fetch(self, *_: object, **__: object) -> list[Any]:
+        return []
+
+
 class SevenEach:
     """Prices: a call of one token in and one out costs 7 micro-USD, and every model has the window of `tokens`."""
 
@@ -121,7 +135,11 @@ async def working(
     **settings: Any,
 ) -> AsyncIterator[Worker]:
     """A worker that runs."""
-    async with Doorbell(database, CHANNELS) as doorbell, Late(database, name, doorbell.ring) as committer:
+    async with (
+        Doorbell(database, CHANNELS) as doorbell,
+        InForce(database, doorbell) as guardrails,
+        Late(database, name, doorbell.ring) as committer,
+    ):
         deltas = DeltaWriter(database, doorbell.ring)
         parts = Parts(
             worker_id=name,
@@ -134,6 +152,7 @@ async def working(
             models=thinker,
             tools=toolbox.fill(),
             sandboxes=sandboxes,  # type: ignore[arg-type]
+            guardrails=guardrails,
             sandbox_spec=Spec(),
             prices=prices,
             calls=CallSlots(database, name, calls_max or {}, lease_s=settings.get("lease_s", 15.0)),
@@ -169,8 +188,8 @@ class Caller:
         self.database, self.principal = database, principal
 
     @classmethod
-    async def of(cls, database: Database) -> "Caller":
-        return cls(database, await enter(database))
+    async def of(cls, database: Database, tenant: str = "acme") -> Self:
+        return cls(database, await enter(database, tenant))
 
     async def run(self, agent: Agent, worker: Worker, **fields: Any) -> str:
         run_id = await submit(self.database, self.principal, agent=agent, **fields)

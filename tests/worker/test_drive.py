@@ -1,13 +1,13 @@
 """What one drive keeps apart while it waits for a commit."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from tests.loop.run_kit import Run
+from tests.worker.inside import Unasked
 
 from sojourn.errors import Invalid
+from sojourn.guardrails.judging import EMPTY
 from sojourn.loop import events as ev
 from sojourn.loop.messages import said
 from sojourn.store.budgets.pools import Defaults
@@ -31,17 +31,6 @@ class Committer:
         self.commits.append(commit)
 
 
-class Unasked:
-    """A database that has no pools of the day, and nothing else."""
-
-    @asynccontextmanager
-    async def engine(self) -> AsyncIterator[Any]:
-        yield self
-
-    async def fetch(self, *_: object, **__: object) -> list[Any]:
-        return []
-
-
 def lasting() -> Tenure:
     """A tenure that does not end."""
     tenure = Tenure(1e9)
@@ -61,7 +50,8 @@ async def test_mail_that_comes_during_a_commit_is_taken_once_and_read_off_the_in
         models=SimpleNamespace(resolve=nobody),
         prices=SimpleNamespace(tariff=lambda _: None),
         tenure=lasting(),
-        pools=DayPools(Unasked(), "w1", Defaults()),
+        guardrails=SimpleNamespace(of=lambda tenant: EMPTY),
+        pools=DayPools(cast(Any, Unasked()), "w1", Defaults()),
     )
     claimed: Any = SimpleNamespace(tenant="t", run_id="run_1", fence=1, claims=1)
     drive = committer.drive = Drive(parts, claimed, Opened(continuation=run.state, agents={}), run.agents)

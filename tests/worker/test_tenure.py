@@ -7,11 +7,15 @@ from typing import Any, cast
 import pytest
 from tests.hand_clock import HandClock
 from tests.loop.run_kit import Run
+from tests.worker.inside import Unasked
 
 from sojourn.errors import LeaseLost
+from sojourn.guardrails.judging import EMPTY
 from sojourn.loop import events as ev
+from sojourn.store.budgets.pools import Defaults
 from sojourn.store.rows import Commit, Opened
 from sojourn.worker import stop
+from sojourn.worker.budgets.pools import DayPools
 from sojourn.worker.drive import Drive
 from sojourn.worker.slots import CallSlots
 from sojourn.worker.tenure import SHARE, Tenure
@@ -76,6 +80,8 @@ class Scene:
             tenure=tenure,
             calls=CallSlots(cast(Any, None), "w1", {}, lease_s=15.0),
             prices=SimpleNamespace(window=lambda _: 10**6, tariff=lambda _: None),
+            guardrails=SimpleNamespace(of=lambda tenant: EMPTY),
+            pools=DayPools(cast(Any, Unasked()), "w1", Defaults()),
         )
         claimed: Any = SimpleNamespace(tenant="t", run_id="run_1", fence=1, claims=1)
         self.drive = Drive(parts, claimed, Opened(continuation=self.run.state, agents={}), self.run.agents)

@@ -22,6 +22,7 @@ from sojourn.api.continuations import issuers
 from sojourn.api.continuations import routes as continuations
 from sojourn.api.events import routes as events
 from sojourn.api.events.hub import Hub
+from sojourn.api.guardrails import routes as guardrails
 from sojourn.api.http import guard
 from sojourn.api.http.gate import Gate
 from sojourn.api.http.meter import Meter
@@ -108,6 +109,7 @@ def served() -> tuple[Route, ...]:
         *keys.ROUTES,
         *resource.ROUTES,
         *stops.ROUTES,
+        *guardrails.ROUTES,
         *audit.ROUTES,
         *usage.ROUTES,
         *webhooks.ROUTES,

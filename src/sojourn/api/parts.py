@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
+from sojourn.guardrails.in_force import InForce
 from sojourn.identity.secrets.vault import Vault
 from sojourn.loop.agent import Tool
 from sojourn.loop.messages import Usage
@@ -37,6 +38,8 @@ class Api:
     models: Models
     price: Callable[[str, Usage], int | None]
     """The cost of one call in micro-USD; None where the price of a model is not known."""
+    guardrails: InForce
+    """What everything that is said to a run is judged by."""
     sandboxes: Provider | None
     """None where sessions' files cannot be reached from this process."""
     host: str = field(default_factory=socket.gethostname)

@@ -51,6 +51,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "decide": "questions.approvals",
     },
     "what runs need": {"agents": "agents", "schedules": "clock.schedules", "sessions": "sessions", "keys": "keys"},
+    "what runs may do": {"guardrails": "guardrails.rails"},
     "who did what": {"audit": "auditing.log"},
     "what runs cost": {"usage": "costs.usage", "budgets": "costs.budgets"},
     "what you are told": {"webhooks": "notices.webhooks", "alerts": "notices.alerts"},

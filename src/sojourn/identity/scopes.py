@@ -19,6 +19,8 @@ SCOPES: Mapping[str, str] = {
     "approvals:read": "See what waits for a person.",
     "approvals:decide": "Answer what waits for a person.",
     "budgets:raise": "Raise the limits of a run that has used them up.",
+    "guardrails:read": "See guardrails and their versions, and try texts on them.",
+    "guardrails:write": "Make, change and end guardrails.",
     "usage:read": "See what all users of the tenant paid for models.",
     "webhooks:read": "See webhooks and what was sent to them.",
     "webhooks:write": "Say where events of all the tenant's runs are sent, and send them again.",

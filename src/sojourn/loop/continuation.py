@@ -150,6 +150,8 @@ class Call(Plain, frozen=True, kw_only=True):
     """What runs instead of `args` after an edit."""
     state: CallState = "proposed"
     gate: Gate | None = None
+    judged: str = ""
+    """The guardrails, as name@version, that this call was last asked about for."""
     wait: Wait | None = None
     waits: int = 0
     """How many questions this call has asked so far; it numbers the next one."""
@@ -178,6 +180,8 @@ class Turn(Plain, frozen=True, kw_only=True):
     failures: int = 0
     """Failed attempts in a row on this model."""
     not_before: datetime | None = None
+    withheld: bool = False
+    """A guardrail refused the reply before, and the model was told."""
 
 
 class Marks(Plain, frozen=True, kw_only=True):

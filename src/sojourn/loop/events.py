@@ -110,6 +110,8 @@ class Replied(Plain, frozen=True, kw_only=True, tag="replied"):
     estimate: Usage | None = None
     """What it is taken to have used, where the provider does not count."""
     first_token_ms: int | None = None
+    withheld: str = ""
+    """Why nobody reads this reply: a guardrail refused it, and the message is without its parts."""
 
 
 class ModelErred(Plain, frozen=True, kw_only=True, tag="model_erred"):
@@ -132,6 +134,19 @@ class Intended(Plain, frozen=True, kw_only=True, tag="intended"):
     at: datetime
     call: str
     attempt: int
+
+
+class Judged(Plain, frozen=True, kw_only=True, tag="judged"):
+    """Guardrails looked at a call that has not begun, and want it asked about or denied."""
+
+    at: datetime
+    call: str
+    waits: int
+    """How many questions the call had asked by then: a later one is not answered by this."""
+    verdict: Literal["ask", "deny"]
+    by: str
+    """The guardrails with their versions, as name@version."""
+    reason: str
 
 
 class Returned(Plain, frozen=True, kw_only=True, tag="returned"):
@@ -254,7 +269,7 @@ class Turned(Plain, frozen=True, kw_only=True, tag="turned"):
     """All that it used, where it has ended."""
 
 
-NotedKind = Literal["sandbox.opened", "sandbox.restored"]
+NotedKind = Literal["sandbox.opened", "sandbox.restored", "guardrails.in_force", "guardrail.acted"]
 
 
 class Asked(Plain, frozen=True, kw_only=True, tag="asked"):
@@ -291,8 +306,8 @@ class Noted(Plain, frozen=True, kw_only=True, tag="noted"):
 
 
 Event = (
-    Began | Adopted | ModelAsked | Unfunded | Replied | ModelErred | ModelLost | Intended | Returned | CallLost | Said
-    | Decided | Paused | Signalled | Cancelled | GaveUp | Ticked | Turned | Asked | Compacted | Noted
+    Began | Adopted | ModelAsked | Unfunded | Replied | ModelErred | ModelLost | Judged | Intended | Returned | CallLost
+    | Said | Decided | Paused | Signalled | Cancelled | GaveUp | Ticked | Turned | Asked | Compacted | Noted
 )  # fmt: skip
 
 

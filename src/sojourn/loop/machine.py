@@ -223,6 +223,8 @@ def _change_root(agents: Agents, root: Frame, event: ev.Event) -> Frame | None:
             return _turn(root, event, replies.again)
         case ev.Compacted(compaction=compaction):
             return _turn(root, event, lambda frame: _shorter(frame, compaction))
+        case ev.Judged():
+            return tree.at_call(root, event.call, lambda frame, call: calls.judge(agents, frame, call, event))
         case ev.Returned():
             return _attempt(root, event, "intent", lambda _, call: calls.finish(call, event))
         case ev.CallLost():

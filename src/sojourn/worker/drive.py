@@ -19,6 +19,7 @@ from typing import Literal
 from msgspec.structs import replace
 
 from sojourn.errors import LeaseLost, Unreadable
+from sojourn.guardrails.judging import EMPTY
 from sojourn.loop import events as ev
 from sojourn.loop.agent import Agent
 from sojourn.loop.continuation import Continuation, Phase, fresh, pending
@@ -30,6 +31,7 @@ from sojourn.store.commits import MailWaits
 from sojourn.store.rows import Claimed, Commit, LedgerRow, Opened, Release
 from sojourn.store.tenant import usage
 from sojourn.worker.asking import announced
+from sojourn.worker.intake.screening import Calls
 from sojourn.worker.meter import seen
 from sojourn.worker.parts import Parts, Place, asked_by
 from sojourn.worker.perform import perform, stop
@@ -60,6 +62,7 @@ class Drive:
             claimed=claimed,
             note=self.happened.put_nowait,
         )
+        self.calls, self.rules = Calls(parts, self.place), EMPTY
         self.phase = self._told()
         self.leaving: Leaving | None = None
         self.released: Release | None = None
@@ -157,6 +160,18 @@ class Drive:
                 self._keep(event, after)
         self._stop_abandoned()
 
+    async def _judge(self) -> None:
+        """Have the guardrails look at every call that has not begun, whoever let it run and under which rules."""
+        rules = self.parts.guardrails.of(self.place.tenant)
+        if rules is not self.rules and not self.state.root.ended:
+            self.rules = rules
+            self._take([ev.Noted(at=self.parts.now(), kind="guardrails.in_force", data=dict(rules.versions))])
+        for judged, facts in await self.calls.judged(self.committed, self.state):
+            before = self.state
+            self._take([judged])
+            if self.state is not before:
+                self._take(facts)
+
     def _keep(self, event: ev.Event, after: Continuation) -> None:
         """Take an event that led to `after`, and write down what it cost."""
         if (row := usage.entry(self.state, event)) is not None:
@@ -231,6 +246,7 @@ class Drive:
     async def _save(self) -> bool:
         """Make durable what happened and what is announced; true when the run was given back with it."""
         while True:
+            await self._judge()
             await self._announce()
             self._start(reads_only=True)
             commit = self._commit()

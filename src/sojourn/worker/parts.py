@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from sojourn.errors import StoreUnavailable
+from sojourn.guardrails.in_force import InForce
 from sojourn.loop.effects import CallModel
 from sojourn.loop.events import Compacted, ModelLost, Noted
 from sojourn.models.model import Models
@@ -51,6 +52,7 @@ class Parts:
     models: Models
     tools: Toolbox
     sandboxes: Provider
+    guardrails: InForce
     sandbox_spec: Spec
     prices: Prices
     now: Callable[[], datetime]

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from datetime import datetime
 
-import msgspec
 from msgspec.structs import replace
 
 from sojourn.errors import Refused, SojournError, Unavailable
@@ -21,14 +20,15 @@ from sojourn.loop.continuation import Failure
 from sojourn.loop.effects import CallModel, CallTool, Effect
 from sojourn.loop.messages import Message
 from sojourn.models.attachments import attachments, fits
-from sojourn.models.model import Delta, ModelFailed, Request
+from sojourn.models.model import ModelFailed, Request
 from sojourn.sandboxes.sandbox import Sandbox
 from sojourn.store import queue
 from sojourn.store.tenant import blobs
 from sojourn.tools.tool import Misused, Outcome, Tool
 from sojourn.worker.asking import request
+from sojourn.worker.intake.results import told
+from sojourn.worker.intake.screening import Pieces, ToolOutput, let_in, screened, show
 from sojourn.worker.parts import Parts, Place
-from sojourn.worker.results import told
 from sojourn.worker.upkeep.sessions import sandbox_of
 
 log = logging.getLogger("sojourn.worker")
@@ -36,13 +36,6 @@ log = logging.getLogger("sojourn.worker")
 STOP_S = 15.0
 GRACE_S = 30.0
 """A tool ends itself at its time-out; one that does not is given up after so much more."""
-
-
-class ToolOutput(msgspec.Struct, frozen=True, tag="tool_output"):
-    """A piece of what a tool printed."""
-
-    call: str
-    text: str
 
 
 async def perform(parts: Parts, place: Place, agent: Agent, effect: Effect) -> ev.Event:
@@ -86,6 +79,7 @@ async def _stream(parts: Parts, place: Place, asked: Request, effect: CallModel)
     asked = replace(asked, blobs=await _attached(parts, place, asked.messages))
     meter, name = place.meter(effect), f"{effect.frame}#{effect.step}"
     may_send = meter.begin(asked, parts.tenure.check)
+    pieces = Pieces(parts, place, effect)
     async with parts.calls.slot(model.provider):
         began = parts.now()
         sending = model.stream(asked, message_id=name, run=place, may_send=may_send, told=meter.told)
@@ -97,16 +91,17 @@ async def _stream(parts: Parts, place: Place, asked: Request, effect: CallModel)
                 if isinstance(item, Message):
                     message = item
                 else:
-                    _show(parts, place, effect, item)
+                    pieces.show(item)
     if message is None:
         raise ModelFailed("protocol", "The adapter gave no message.", retry=True)
-    return effect.replied(
+    replied = effect.replied(
         parts.now(),
         message,
         usd_micros=effect.tariff.cost_micros(meter.usage) if effect.tariff else None,
         estimate=None if message.usage else meter.usage,
         first_token_ms=round((first - began).total_seconds() * 1000) if first else None,
     )
+    return await screened(parts, place, replied)
 
 
 async def _attached(parts: Parts, place: Place, messages: Sequence[Message]) -> dict[str, bytes]:
@@ -118,11 +113,6 @@ async def _attached(parts: Parts, place: Place, messages: Sequence[Message]) -> 
         kept = await blobs.about(connection, digests)
         fits(sum(blob.size_bytes for blob in kept.values()))
         return {name: await blobs.get(connection, name) for name in digests if name in kept}
-
-
-def _show(parts: Parts, place: Place, effect: Effect, item: Delta | ToolOutput) -> None:
-    where = (place.tenant, place.run_id, place.claimed.fence, effect.frame, effect.step, effect.attempt)
-    parts.deltas.add(where, msgspec.json.encode(item))
 
 
 # ---- tools -----------------------------------------------------------------------------------
@@ -144,12 +134,13 @@ class CallContext:
         return sandbox
 
     def show(self, text: str) -> None:
-        _show(self._parts, self._place, self._effect, ToolOutput(self.call, text))
+        if not self._parts.guardrails.of(self.tenant).covers("tool_result"):
+            show(self._parts, self._place, self._effect, ToolOutput(self.call, text))
 
 
 async def _call_tool(parts: Parts, place: Place, agent: Agent, effect: CallTool) -> ev.Returned:
     outcome = await _run(parts, place, agent, effect)
-    text = await told(parts, place, outcome.text)
+    text = await told(parts, place, await let_in(parts, place, effect.call, outcome.text))
     return effect.returned(parts.now(), text, failed=outcome.failed)
 
 

@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from sojourn.api.agents import shapes, specs
 from sojourn.api.audit.acts import made
+from sojourn.api.guardrails.screen import screened_input
 from sojourn.api.http.once import once
 from sojourn.api.http.pages import Size
 from sojourn.api.route import Answer, Ask, Audited, Route
@@ -177,11 +178,12 @@ async def archive(ask: Ask[None, None]) -> Answer:
 
 async def run(ask: Ask[RunAgent, None]) -> Answer:
     """Run an agent and answer with its result, or with where to look for it."""
+    given = await screened_input(ask, ask.body.input)
 
     async def work(connection: Connection) -> Answer:
         name, body = ask.names["name"], ask.body
         await catalog.get(connection, name)
-        wanted = CreateRun(agent=name, input=body.input, session=body.session, limits=body.limits)
+        wanted = CreateRun(agent=name, input=given(), session=body.session, limits=body.limits)
         return await create(ask, connection, wanted)
 
     answer = await once(ask, work)

@@ -2,6 +2,7 @@
 
 from sojourn.api.approvals import judge
 from sojourn.api.approvals.shapes import Noted, ToolResult
+from sojourn.api.guardrails.screen import screened
 from sojourn.api.http.once import once
 from sojourn.api.route import Answer, Ask, Route
 from sojourn.errors import Invalid
@@ -16,6 +17,8 @@ async def send(ask: Ask[ToolResult, None]) -> Answer:
     body = ask.body
     if (body.output is None) == (body.error is None):
         raise Invalid("Give either `output` or `error`.", pointer="/output")
+    field = "/output" if body.error is None else "/error"
+    text = await screened(ask, "tool_result", body.output or body.error or "", pointer=field)
 
     async def work(connection: Connection) -> Answer:
         asked = await runs.asked(connection, ask.names["run_id"])
@@ -26,7 +29,7 @@ async def send(ask: Ask[ToolResult, None]) -> Answer:
             wait=wait.id if wait is not None else await _answered(connection, asked, body.call),
             by=ask.principal.user,
             decision="answer",
-            text=body.output if body.error is None else body.error,
+            text=text(),
             failed=body.error is not None,
         )
         return await judge.post(connection, asked, event)
@@ -53,7 +56,7 @@ ROUTES = (
         scope="runs:write",
         body=ToolResult,
         answers={202: (Noted, "The run goes on with it")},
-        refusals=("request.not_found", "run.ended", "run.not_waiting", "approval.already_decided"),
+        refusals=("request.not_found", "run.ended", "run.not_waiting", "approval.already_decided", "guardrail.refused"),
         creates=True,
         example={"call": "/0.0", "output": "shipped"},
     ),

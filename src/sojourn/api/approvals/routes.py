@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from sojourn.api.agents.specs import limits, need_price
 from sojourn.api.approvals import judge, shapes
+from sojourn.api.guardrails.screen import screened
 from sojourn.api.http.once import once
 from sojourn.api.http.pages import Page
 from sojourn.api.route import Answer, Ask, Audited, Route
@@ -101,6 +102,7 @@ async def decide(ask: Ask[shapes.Decide, None]) -> Answer:
         raise Invalid("Say the arguments to run with.", pointer="/arguments")
     if body.decision == "extend":
         _extends(ask, body)
+    text = await screened(ask, "tool_result", body.text, pointer="/text")
 
     async def work(connection: Connection) -> Answer:
         asked = await runs.asked(connection, run_id)
@@ -112,7 +114,7 @@ async def decide(ask: Ask[shapes.Decide, None]) -> Answer:
             by=ask.principal.user,
             decision=body.decision,
             reason=body.reason,
-            text=body.text,
+            text=text(),
             args=msgspec.json.encode(body.arguments).decode() if body.decision == "edit" else None,
             args_digest=body.arguments_digest,
             grant=_grant(body),
@@ -221,6 +223,7 @@ ROUTES = (
             "run.ended",
             "approval.already_decided",
             "request.stale_version",
+            "guardrail.refused",
             *judge.REFUSALS,
         ),
         creates=True,

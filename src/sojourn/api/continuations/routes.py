@@ -14,6 +14,7 @@ from msgspec import Meta
 from sojourn.api.audit import acts
 from sojourn.api.continuations import gathering, landing
 from sojourn.api.continuations.issuers import VAULT
+from sojourn.api.guardrails.screen import screened_input
 from sojourn.api.http import transfer
 from sojourn.api.http.codes import WrongMedia
 from sojourn.api.http.once import once
@@ -91,6 +92,7 @@ async def fork(ask: Ask[Fork, None]) -> Answer:
     fresh = wanted.session == "new"
     if fresh and wanted.files:
         await gathering.rest(ask, run_id)
+    given = await screened_input(ask, wanted.input or "")
 
     async def work(connection: Connection) -> Answer:
         gathered = await gathering.gather(connection, run_id, files=fresh and wanted.files)
@@ -98,7 +100,7 @@ async def fork(ask: Ask[Fork, None]) -> Answer:
         home = landing.home(ask, ask.parts.new_id("ses") if fresh else source.session_id)
         message = None
         if wanted.input is not None:
-            message = await heard(ask, connection, home.run_id, wanted.input)
+            message = await heard(ask, connection, home.run_id, given())
         adoption = forked(gathered.agents, source, home, step=wanted.step, message=message)
         if fresh:
             await landing.begin_session(connection, home.session_id, gathered.workspace)

@@ -215,6 +215,26 @@ class SandboxRestored(Seen, frozen=True, kw_only=True, tag="sandbox.restored"):
     """The session's files were brought back into a new sandbox; its processes are gone."""
 
 
+class GuardrailsInForce(Seen, frozen=True, kw_only=True, tag="guardrails.in_force"):
+    """These judge the run from here on; those of the operator are named operator/."""
+
+    versions: dict[str, int]
+
+
+class GuardrailActed(Seen, frozen=True, kw_only=True, tag="guardrail.acted"):
+    """A rule of a guardrail fitted: what it was about was refused, redacted or asked about."""
+
+    guardrail: str
+    version: int
+    operator: bool
+    rule: int
+    """Which one of its rules, from 1."""
+    on: str
+    then: str
+    frame: str | None = None
+    call: str | None = None
+
+
 class ContextCompacted(Seen, frozen=True, kw_only=True, tag="context.compacted"):
     """What the model is shown of the transcript was made shorter; the transcript itself stays."""
 
@@ -249,6 +269,7 @@ Kind = (
     | ModelStarted | ModelFinished | AgentThinking | AgentMessage | ToolUse | ToolUseStarted | ToolResultSeen
     | FrameStarted | FrameFinished | ApprovalRequested | ApprovalResolved | SignalReceived
     | RunQuarantined | BudgetExhausted | SandboxOpened | SandboxRestored | ContextCompacted | ErrorSeen
+    | GuardrailsInForce | GuardrailActed
 )  # fmt: skip
 
 ENDS: tuple[type[Seen], ...] = (RunCompleted, RunFailed, RunCancelled)

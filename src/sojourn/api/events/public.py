@@ -71,6 +71,10 @@ def project(run_id: str, agent: Agent | None, seq: int, event: ev.Event) -> Iter
             yield k.RunHeld(**here, by=event.by, reason=event.reason)
         case ev.Signalled(signal=signal):
             yield k.SignalReceived(**here, name=signal.name, id=signal.id, data=signal.data)
+        case ev.Noted(kind="guardrails.in_force", data=data):
+            yield k.GuardrailsInForce(**here, versions=data)  # type: ignore[arg-type]
+        case ev.Noted(kind="guardrail.acted", data=data):
+            yield k.GuardrailActed(**here, **data)  # type: ignore[arg-type]
         case ev.Noted(kind=kind):
             yield SANDBOX[kind](**here)  # type: ignore[misc]
 

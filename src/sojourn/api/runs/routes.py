@@ -7,6 +7,7 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from sojourn.api.agents.specs import limits_seen
+from sojourn.api.guardrails.screen import screened_input
 from sojourn.api.http.once import once
 from sojourn.api.http.pages import Page
 from sojourn.api.parts import INBOX_BELL, WORK_BELL
@@ -49,9 +50,10 @@ class Transcript(msgspec.Struct, frozen=True, kw_only=True):
 
 async def start(ask: Ask[shapes.CreateRun, StartQuery]) -> Answer:
     """Accept a run, and hold the answer where the caller wants to wait."""
+    given = await screened_input(ask, ask.body.input)
 
     async def work(connection: Connection) -> Answer:
-        return await create(ask, connection, ask.body)
+        return await create(ask, connection, replace(ask.body, input=given()))
 
     answer = await once(ask, work)
     if not ask.query.wait:
@@ -116,10 +118,10 @@ async def cancel(ask: Ask[shapes.Reason, None]) -> Answer:
 
 async def say(ask: Ask[shapes.Say, None]) -> Answer:
     """Put a message into a run's inbox."""
-    run_id = ask.names["run_id"]
+    run_id, given = ask.names["run_id"], await screened_input(ask, ask.body.input)
 
     async def work(connection: Connection) -> Answer:
-        message = await heard(ask, connection, ask.parts.new_id("msg"), ask.body.input)
+        message = await heard(ask, connection, ask.parts.new_id("msg"), given())
         await runs.post(connection, run_id, Said(at=ask.parts.now(), message=message, interrupt=ask.body.interrupt))
         return Answer(status=202, body=shapes.Heard(accepted=True), rings=mailed(run_id))
 
@@ -205,7 +207,7 @@ def waiting(run_id: str, one: Wait) -> shapes.OpenWait:
 STARTS = (
     "agent.unknown", "agent.archived", "blob.unknown", "model.unknown", "model.no_key", "budget.no_price",
     "tool.unknown", "tool.schema", "session.busy", "session.closed", "limit.queue", "stop.in_force",
-    "budget.day_exhausted", "budget.price_unknown",
+    "guardrail.refused", "budget.day_exhausted", "budget.price_unknown",
 )  # fmt: skip
 """The refusals of whatever starts a run."""
 
@@ -293,7 +295,7 @@ ROUTES = (
         scope="runs:write",
         body=shapes.Say,
         answers={202: (shapes.Heard, "It is heard before the next model call")},
-        refusals=("request.not_found", "run.ended", "blob.unknown"),
+        refusals=("request.not_found", "run.ended", "blob.unknown", "guardrail.refused"),
         creates=True,
         example={"input": "Leave out the years before 1900."},
     ),

@@ -10,9 +10,11 @@ from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
 from sojourn.api.approvals import judge
 from sojourn.api.approvals.shapes import Noted
+from sojourn.api.guardrails.screen import screened
 from sojourn.api.http.once import once
 from sojourn.api.route import Answer, Ask, Route
 from sojourn.errors import TooLarge, Unauthenticated
@@ -59,9 +61,10 @@ async def signal(ask: Ask[Happened, None]) -> Answer:
     """Tell a run that something happened."""
     body = ask.body
     event = _event(ask, body.id or ask.parts.new_id("sig"), body.name, body.data)
+    data = await screened(ask, "input", event.signal.data, pointer="/data")
 
     async def work(connection: Connection) -> Answer:
-        return await judge.noted(connection, ask.names["run_id"], event)
+        return await judge.noted(connection, ask.names["run_id"], _with(event, data()))
 
     return await once(ask, work)
 
@@ -79,8 +82,10 @@ async def deliver(ask: Ask[Delivered, None]) -> Answer:
     run_id, message_id = ask.names["run_id"], ask.http.headers.get("webhook-id", "")
     event = _event(ask, f"hook:{message_id}", ask.body.type, ask.body.data)
     handle = await _verified(ask, run_id, message_id)
+    tenant = handle.partition("|")[0]
+    data = (await screened(ask, "input", event.signal.data, pointer="/data", tenant=tenant))()
     async with ask.parts.database.scoped(handle) as connection:
-        answer = await judge.noted(connection, run_id, event)
+        answer = await judge.noted(connection, run_id, _with(event, data))
     for channel, id_ in answer.rings:
         ask.parts.doorbell.ring(channel, (id_,))
     return answer
@@ -115,6 +120,10 @@ def _signature(text: str) -> bytes | None:
         return None
 
 
+def _with(event: Signalled, data: str) -> Signalled:
+    return replace(event, signal=replace(event.signal, data=data))
+
+
 def _event(ask: Ask[Any, Any], id_: str, name: str, data: Any) -> Signalled:
     """Raises TooLarge."""
     text = data if isinstance(data, str) else msgspec.json.encode(data).decode()
@@ -134,7 +143,7 @@ ROUTES = (
         scope="runs:write",
         body=Happened,
         answers={202: (Noted, "The run hears it")},
-        refusals=("request.not_found", "run.ended", "request.too_large"),
+        refusals=("request.not_found", "run.ended", "request.too_large", "guardrail.refused"),
         creates=True,
         example={"name": "payment.settled", "data": {"cents": 1200}},
     ),
@@ -158,7 +167,7 @@ ROUTES = (
         public=True,
         body=Delivered,
         answers={202: (Noted, "The run hears it")},
-        refusals=("hook.signature", "run.ended", "request.too_large"),
+        refusals=("hook.signature", "run.ended", "request.too_large", "guardrail.refused"),
         example={"type": "payment.settled", "data": {"cents": 1200}},
     ),
 )

@@ -129,6 +129,8 @@ class Book:
             case ev.Asked(waits=waits):
                 for wait in waits:
                     self._ask(wait, wait.created_at)
+            case ev.Judged():
+                self._judged(event)
             case ev.Decided() if event.wait in self.waits:
                 self._decided(self.waits[event.wait], event)
             case ev.Signalled(signal=signal):
@@ -211,6 +213,12 @@ class Book:
             return
         for one in ended:
             self._answered(one, event.at, "ok", decision=event.decision, by=", ".join(by))
+
+    def _judged(self, event: ev.Judged) -> None:
+        """A call that guardrails deny waits for nobody; one that they ask about waits for that yes alone."""
+        for wait in [one for one in self.waits.values() if one.call == event.call or one.frame == event.call]:
+            if event.verdict == "deny" or wait.kind != "approval":
+                self._answered(wait, event.at, "cancelled")
 
     def _signalled(self, name: str, at: datetime) -> None:
         """A signal goes to the oldest wait for an event of its name."""

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from msgspec.structs import replace
+
+from sojourn.api.guardrails.screen import screened_input
 from sojourn.api.parts import SCHEDULE_BELL, Acting, Api
 from sojourn.api.route import Answer
 from sojourn.api.runs.create import create
@@ -139,7 +142,9 @@ async def make(
 ) -> tuple[Answer, Changes]:
     """Make a schedule's run, for a fire or (None) out of turn; the answer for it, and what changes. Raises Refused."""
     scopes.require(acting.principal.scopes, "runs:write")
-    answer = await create(acting, connection, plans.wanted(wanted), schedule=row.name, fire_at=fire_at)
+    asked = plans.wanted(wanted)
+    asked = replace(asked, input=(await screened_input(acting, asked.input))())
+    answer = await create(acting, connection, asked, schedule=row.name, fire_at=fire_at)
     run_id = answer.body.run_id
     await schedules.made(connection, row.name, run_id, fire_at)
     fired = {"fired": row.fired + 1, "last_run_id": run_id, "last_fire_at": fire_at or acting.parts.now()}

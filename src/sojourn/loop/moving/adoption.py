@@ -124,7 +124,8 @@ def _asked(agents: Agents, frame: Frame, call: Call, at: datetime) -> Call:
     if call.state in SETTLED:
         return call
     if call.child is not None:
-        return replace(call, child=_unallowed(agents, call.child, at))
+        return replace(call, judged="", child=_unallowed(agents, call.child, at))
+    call = replace(call, judged="")
     title = may_run(frame, call)
     if call.wait is not None:
         asked = call.wait.kind in ("approval", "outcome_unknown")

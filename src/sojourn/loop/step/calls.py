@@ -12,10 +12,10 @@ from typing import Any
 from msgspec.structs import replace
 
 from sojourn.loop.agent import Agent, Executor, Tool, digest, ref
-from sojourn.loop.continuation import Attempt, Call, CallState, Frame, ToolRef, Wait
-from sojourn.loop.events import Replied, Returned
+from sojourn.loop.continuation import Attempt, Call, CallState, Frame, ToolRef, Turn, Wait
+from sojourn.loop.events import Judged, Replied, Returned
 from sojourn.loop.messages import observed, said
-from sojourn.loop.policy import Asking, gate
+from sojourn.loop.policy import Asking, Gate, gate
 from sojourn.loop.step.waits import arguments, ask, asked, bound, may_run, parsed, visible
 
 DEPTH_MAX = 16
@@ -83,6 +83,21 @@ def _use_grant(frame: Frame, call: Call, at: datetime) -> Frame | None:
     return None
 
 
+def judge(agents: Agents, frame: Frame, call: Call, event: Judged) -> Call | None:
+    """Deny a call that has not begun, or ask about it once more; None where that was asked, or it is too late."""
+    if call.state not in ("authorized", "waiting") or call.waits != event.waits:
+        return None
+    if event.verdict == "deny":
+        return close(call, "denied", event.reason)
+    if call.judged == event.by:
+        return None
+    asking = call.gate.ask if call.gate is not None and call.gate.ask else agents[frame.agent.digest].policy.ask
+    call = replace(call, judged=event.by, gate=Gate("ask", event.reason, asking))
+    if call.wait is not None and call.wait.kind == "approval":
+        return call
+    return ask(replace(call, child=None), "approval", frame=frame.id, at=event.at, title=may_run(frame, call))
+
+
 def _bind(tool: Tool) -> ToolRef:
     return ToolRef(tool.name, digest(tool), tool.effect, tool.executor)
 
@@ -130,7 +145,10 @@ def _begin_child(agents: Agents, call: Call, frame: Frame) -> Call:
     agent = agents[tool.agent]
     task = parsed(arguments(call)).get("input")
     words = said(call.uid, task if isinstance(task, str) else arguments(call))
-    return replace(call, child=Frame(id=call.uid, agent=ref(agent), limits=agent.limits, messages=(words,)))
+    # One that was called back before it was written may have announced attempts; none is announced twice.
+    turn = Turn(attempt=1 + call.waits if call.judged else 1)
+    child = Frame(id=call.uid, agent=ref(agent), limits=agent.limits, turn=turn, messages=(words,))
+    return replace(call, child=child)
 
 
 def _ask_client(call: Call, frame: Frame, at: datetime) -> Call:

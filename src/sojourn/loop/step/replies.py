@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from sojourn.loop.budget import Held
 from sojourn.loop.continuation import Call, Failure, Frame, Turn
 from sojourn.loop.events import ModelAsked, ModelErred, Replied
+from sojourn.loop.messages import said
 from sojourn.loop.step.calls import Agents, open_call
 from sojourn.loop.step.ending import failed
 
@@ -17,11 +18,14 @@ BACKOFF_S, BACKOFF_MAX_S = 0.5, 30.0
 RETRY_AFTER_MAX_S = 300.0
 PATIENCE_S = 20.0
 """A provider that asks for more patience than this is left, where the chain has another one."""
+ANOTHER = "Your reply was withheld and nobody has read it. Give another one that keeps to this."
 
 
 def reply(agents: Agents, frame: Frame, event: Replied) -> Frame:
     """Take a reply into the transcript: open its calls, or end the frame with it."""
     message = event.message
+    if event.withheld:
+        return _withheld(frame, event)
     if message is None or not (message.calls or message.text or message.stop in ("content_filter", "refusal")):
         return retry(agents, frame, _empty(event))
     after = replace(frame, step=frame.step + 1, turn=Turn(model=frame.turn.model), messages=(*frame.messages, message))
@@ -36,6 +40,15 @@ def reply(agents: Agents, frame: Frame, event: Replied) -> Frame:
     if not message.text:
         return failed(after, Failure(f"model.{message.stop}", "The provider withheld the model's answer."))
     return replace(after, state="done", result=message.text)
+
+
+def _withheld(frame: Frame, event: Replied) -> Frame:
+    """Tell the model once that its reply was refused, and ask again; the second time the frame fails."""
+    if frame.turn.withheld:
+        return failed(frame, Failure("guardrail.output", event.withheld))
+    told = said(f"{frame.id}!{event.step}.{event.attempt}", f"{event.withheld} {ANOTHER}")
+    turn = replace(again(frame).turn, failures=0, withheld=True)
+    return replace(frame, turn=turn, messages=(*frame.messages, told))
 
 
 def _empty(event: Replied) -> ModelErred:

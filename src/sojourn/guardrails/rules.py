@@ -1,0 +1,133 @@
+"""What a guardrail is: rules with a kind each, as a tenant or the operator writes them.
+
+The API and the command line accept them, `judging` makes them ready. The rule: what is taken can be judged in bounded
+time, so sizes are refused here and patterns are RE2, which does not backtrack.
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+import re2  # type: ignore[import-untyped]
+from msgspec import Meta
+
+from sojourn.errors import Invalid
+from sojourn.loop.messages import Plain
+
+RULES_MAX = 100
+PATTERN_CHARS_MAX = 1_000
+PROGRAM_MAX = 500
+"""Instructions of all patterns of one guardrail: judging costs at most this, times the characters."""
+MEMORY_BYTES = 1 << 20
+"""What one pattern may take."""
+
+On = Literal["input", "output", "tool_arguments", "tool_result"]
+Then = Literal["refuse", "redact", "ask"]
+Pii = Literal["email", "phone", "card", "iban"]
+Wildcards = Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...], Meta(max_length=RULES_MAX)]
+
+
+class _Rule(Plain, frozen=True, kw_only=True, tag_field="kind"):
+    """What all rules have."""
+
+    on: Annotated[tuple[On, ...], Meta(min_length=1, max_length=4)]
+    """What is judged."""
+    then: Then = "refuse"
+    """What becomes of it. A call is refused or asked about; anything else is refused or redacted."""
+
+
+class Size(_Rule, frozen=True, kw_only=True, tag="size"):
+    """Longer than so many characters; to redact it is to cut it."""
+
+    chars_max: Annotated[int, Meta(ge=1)]
+
+
+class Pattern(_Rule, frozen=True, kw_only=True, tag="pattern"):
+    """Holds something that fits a regular expression (RE2)."""
+
+    pattern: Annotated[str, Meta(min_length=1, max_length=PATTERN_CHARS_MAX)]
+
+
+class Personal(_Rule, frozen=True, kw_only=True, tag="pii"):
+    """Holds a person's data."""
+
+    find: Annotated[tuple[Pii, ...], Meta(min_length=1, max_length=4)] = ("email", "phone", "card", "iban")
+
+
+class Secrets(_Rule, frozen=True, kw_only=True, tag="secrets"):
+    """Holds what looks like a key, a token or a password."""
+
+
+class Tools(_Rule, frozen=True, kw_only=True, tag="tools"):
+    """Calls a tool whose name fits none of these (shell wildcards)."""
+
+    allow: Wildcards
+
+
+class Hosts(_Rule, frozen=True, kw_only=True, tag="hosts"):
+    """Names a URL whose host fits none of these (shell wildcards, lower case)."""
+
+    allow: Wildcards
+
+
+Rule = Size | Pattern | Personal | Secrets | Tools | Hosts
+
+
+class Guardrail(Plain, frozen=True, kw_only=True):
+    """Rules under one name. Of all that fit the strictest wins, in whatever guardrail it stands."""
+
+    description: Annotated[str, Meta(max_length=500)] = ""
+    rules: Annotated[tuple[Rule, ...], Meta(min_length=1, max_length=RULES_MAX)]
+
+
+def encode(guardrail: Guardrail) -> str:
+    """The guardrail as it is kept: the same rules are the same text."""
+    return msgspec.json.encode(guardrail, order="sorted").decode()
+
+
+def decode(text: str) -> Guardrail:
+    """The reverse of `encode`. Raises msgspec.ValidationError for what a newer release wrote."""
+    return msgspec.json.decode(text, type=Guardrail)
+
+
+def compiled(pattern: str) -> Any:
+    """The pattern, ready. Raises re2.error."""
+    options = re2.Options()
+    options.max_mem, options.log_errors = MEMORY_BYTES, False
+    return re2.compile(pattern, options)
+
+
+def check(guardrail: Guardrail) -> None:
+    """Raise Invalid, pointing at the field, for rules that could not be carried out."""
+    size = 0
+    for i, rule in enumerate(guardrail.rules):
+        _check_place(rule, f"/rules/{i}")
+        if isinstance(rule, Pattern):
+            size += _program(rule.pattern, f"/rules/{i}/pattern")
+            if size > PROGRAM_MAX:
+                raise Invalid(
+                    f"The patterns come to {size} instructions with this one, and a guardrail may have {PROGRAM_MAX}. "
+                    "Make counted repetitions smaller.",
+                    pointer=f"/rules/{i}/pattern",
+                )
+
+
+def _check_place(rule: Rule, pointer: str) -> None:
+    of_call = "tool_arguments" in rule.on
+    if isinstance(rule, Tools | Hosts) and rule.on != ("tool_arguments",):
+        raise Invalid("Rules about tools and hosts are for tool_arguments alone.", pointer=f"{pointer}/on")
+    if rule.then == "ask" and rule.on != ("tool_arguments",):
+        raise Invalid("Only a call can be asked about: `ask` is for tool_arguments alone.", pointer=f"{pointer}/then")
+    if rule.then == "redact" and of_call:
+        raise Invalid("A call with holes would do something else: refuse it, or ask.", pointer=f"{pointer}/then")
+
+
+def _program(pattern: str, pointer: str) -> int:
+    try:
+        ready = compiled(pattern)
+    except re2.error as error:
+        why = error.args[0] if error.args else ""
+        text = why.decode(errors="replace") if isinstance(why, bytes) else str(why)
+        raise Invalid(f"This is no regular expression that RE2 takes: {text[:200]}.", pointer=pointer) from None
+    if ready.search("") is not None:
+        raise Invalid("The pattern fits every text, the empty one too.", pointer=pointer)
+    return int(ready.programsize)
