@@ -58,6 +58,14 @@ async def test_there_may_be_so_many_and_one_that_ended_makes_room(database: Data
         await put(database, caller, "g0", "a")
 
 
+async def test_of_many_that_come_at_once_no_more_than_the_limit_get_in(database: Database) -> None:
+    caller = await enter(database)
+    tried = [put(database, caller, f"g{n}", "a") for n in range(2 * GUARDRAILS_MAX)]
+    made = await asyncio.gather(*tried, return_exceptions=True)
+    assert made.count((1, True)) == GUARDRAILS_MAX
+    assert sum(isinstance(one, OverLimit) for one in made) == GUARDRAILS_MAX
+
+
 async def test_changes_are_the_latest_of_every_tenant_and_the_operators(database: Database) -> None:
     acme, rival = await enter(database), await enter(database, "rival")
     at, found = await guardrails.changes(database, None)

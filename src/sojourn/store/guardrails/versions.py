@@ -14,6 +14,8 @@ EVERYBODY = "*"
 """The tenant of the operator's guardrails."""
 GUARDRAILS_MAX = 10
 """Of one tenant, or of the operator; each text is gone through with all of them."""
+LOCKS = 0x504A_0007
+"""With the tenant: one at a time counts its guardrails and adds one."""
 
 COLUMNS = "name, version, spec, made_by, made_at"
 LAST = f"select {COLUMNS} from guardrail where tenant = $1 and name = $2 order by version desc limit 1"
@@ -46,8 +48,10 @@ async def put(conn: Connection, tenant: str, name: str, *, spec: str, by: str) -
         last = await _last(conn, tenant, name)
         if last is not None and last.spec == spec:
             return last, False
-        if (last is None or last.spec is None) and len(await page(conn, tenant)) >= GUARDRAILS_MAX:
-            raise OverLimit(f"There may be {GUARDRAILS_MAX} guardrails: remove one.", code="limit.guardrails")
+        if last is None or last.spec is None:
+            await conn.execute("select pg_advisory_xact_lock($1, hashtext($2))", LOCKS, tenant)
+            if len(await page(conn, tenant)) >= GUARDRAILS_MAX:
+                raise OverLimit(f"There may be {GUARDRAILS_MAX} guardrails: remove one.", code="limit.guardrails")
         if row := await conn.fetchrow(ADD, tenant, name, last.version + 1 if last else 1, spec, by):
             return Version(**row), True
 
