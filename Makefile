@@ -14,7 +14,7 @@ LOCKS_OF_PEERS := bench/peers/requirements
 COMPILE_PEERS := $(CURDIR)/$(BIN)/uv pip compile --quiet --no-config --generate-hashes --custom-compile-command 'make lock-peers' $(UPGRADE)
 LOCKS := runtime dev examples local-model
 runtime := pyproject.toml
-dev := pyproject.toml --group dev
+dev := pyproject.toml --group dev --extra cedar
 examples := --group examples --constraint requirements/dev.txt
 local-model := --group local-model
 

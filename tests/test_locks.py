@@ -20,7 +20,12 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 GROUPS = PYPROJECT["dependency-groups"]
 WANTED: dict[str, list[str]] = {
     "runtime": PYPROJECT["project"]["dependencies"],
-    "dev": [*PYPROJECT["project"]["dependencies"], *GROUPS["dev"], *PYPROJECT["build-system"]["requires"]],
+    "dev": [
+        *PYPROJECT["project"]["dependencies"],
+        *PYPROJECT["project"]["optional-dependencies"]["cedar"],
+        *GROUPS["dev"],
+        *PYPROJECT["build-system"]["requires"],
+    ],
     "examples": GROUPS["examples"],
     "local-model": GROUPS["local-model"],
 }

@@ -191,7 +191,7 @@ async def test_a_text_is_tried_and_not_kept(api: Served) -> None:
     tried = (await api.post("/v1/guardrails/test", {"text": f"to {MAIL}", "on": "output"})).json
     assert (tried["verdict"], tried["text"]) == ("redact", f"to {MARK}")
     assert tried["found"] == [
-        {"guardrail": "g", "version": 1, "operator": False, "rule": 1, "kind": "pii", "then": "redact"}
+        {"guardrail": "g", "version": 1, "operator": False, "rule": 1, "kind": "pii", "then": "redact", "why": ""}
     ]
     call = {"text": "{}", "on": "tool_arguments", "tool": "shell"}
     assert (await api.post("/v1/guardrails/test", call)).json["verdict"] == "ask"

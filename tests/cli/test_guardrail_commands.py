@@ -23,6 +23,17 @@ on = ["input"]
 pattern = "falcon"
 """
 
+POLICIES = """
+name = "refunds"
+[[rules]]
+kind = "cedar"
+on = ["tool_arguments"]
+policies = '''
+@id("small")
+permit(principal, action == Action::"refund", resource == Agent::"clerk") when { context.arguments.amount <= 100 };
+'''
+"""
+
 
 async def test_rules_are_set_shown_tried_and_removed_and_the_operators_stay(data_dir: Path) -> None:
     rail, theirs, broken = (data_dir / name for name in ("rail.toml", "theirs.toml", "broken.toml"))
@@ -52,6 +63,15 @@ async def test_rules_are_set_shown_tried_and_removed_and_the_operators_stay(data
         assert (await sojourn("guardrails", "remove", "customers")).code == 0
         shown = (await sojourn("guardrails", "show", "customers", "--versions")).out
         assert "version 2  ended" in shown and "1. pii on output: redact" in shown
+        policies = data_dir / "policies.toml"
+        policies.write_text(POLICIES)
+        assert (await sojourn("guardrails", "set", str(policies))).code == 0
+        call = ("--on", "tool_arguments", "--tool", "refund", "--agent", "clerk")
+        tried = await sojourn("guardrails", "test", '{"amount": 5}', *call)
+        assert (tried.code, "cedar -> pass (permitted by small)" in tried.out) == (0, True)
+        tried = await sojourn("guardrails", "test", '{"amount": 5.5}', *call)
+        assert (tried.code, "expected long, got decimal" in tried.out) == (1, True)
+        assert '       @id("small")' in (await sojourn("guardrails", "show", "refunds")).out
         wrong = await sojourn("guardrails", "set", str(broken), "--operator")
         assert wrong.code == 2 and "no regular expression" in wrong.err
         broken.write_text(OPERATORS.replace("codewords", "code words"))

@@ -18,6 +18,8 @@ from msgspec.structs import replace
 
 from sojourn.errors import StoreUnavailable
 from sojourn.guardrails.judging import EMPTY, Judged, Named, Ruleset
+from sojourn.guardrails.policies.cedar import installed
+from sojourn.guardrails.policies.engine import Origin
 from sojourn.guardrails.rules import On
 from sojourn.loop.messages import File as Document
 from sojourn.loop.messages import Image, Message, Native, Part, Reasoning, Text, ToolCall
@@ -41,6 +43,7 @@ class InForce:
 
     def __init__(self, database: Database, doorbell: Doorbell, *, poll_s: float = POLL_S) -> None:
         self._database, self._doorbell, self._poll_s = database, doorbell, poll_s
+        self.engine = installed()
         self._known: dict[str, dict[str, store.Latest]] = {}
         """By tenant and name; the operator's under EVERYBODY."""
         self._ready: dict[str, Ruleset] = {}
@@ -104,7 +107,7 @@ class InForce:
         if found is None:
             own, operators = self._known.get(tenant, {}), self._known.get(store.EVERYBODY, {})
             named = [*_named(operators.values(), operator=True), *_named(own.values(), operator=False)]
-            found = Ruleset(named) if named else EMPTY
+            found = Ruleset(named, self.engine) if named else EMPTY
             if named:
                 self._ready[tenant] = found
         return found
@@ -114,10 +117,11 @@ class InForce:
         rules = self.of(tenant)
         return await self._judged(partial(rules.text, on, text), rules.cost(on) * len(text))
 
-    async def call(self, tenant: str, tool: str, args: str) -> Judged:
+    async def call(self, tool: str, args: str, *, effect: str, origin: Origin) -> Judged:
         """Judge a call."""
-        rules = self.of(tenant)
-        return await self._judged(partial(rules.call, tool, args), rules.cost("tool_arguments") * len(args))
+        rules = self.of(origin.tenant)
+        ask = partial(rules.call, tool, args, effect=effect, origin=origin)
+        return await self._judged(ask, rules.cost("tool_arguments") * len(args))
 
     async def message(self, tenant: str, on: On, message: Message) -> tuple[Message, Judged]:
         """Judge a message, all its words as one text; where they are redacted they become one part.

@@ -14,12 +14,28 @@ import msgspec
 from sojourn.guardrails.arguments import hosts, texts
 from sojourn.guardrails.detectors import PERSONAL, Detector, Span, secrets, spans
 from sojourn.guardrails.folding import folded
-from sojourn.guardrails.rules import Hosts, On, Pattern, Personal, Rule, Secrets, Size, Then, Tools, compiled, decode
+from sojourn.guardrails.policies.engine import NOWHERE, Absent, Asked, Engine, Origin
+from sojourn.guardrails.rules import (
+    Cedar,
+    Hosts,
+    On,
+    Pattern,
+    Personal,
+    Rule,
+    Secrets,
+    Size,
+    Then,
+    Tools,
+    compiled,
+    decode,
+)
 
 TEXT_CHARS_MAX = 262_144
 """So much of a text is looked at; what comes after it does not pass."""
 WORK_MAX = 1_000_000_000
 """Instructions of a pattern, times characters, for finding all of its places in one text; the rest is cut then."""
+POLICIES_COST = 500
+"""What policies cost a character, as patterns' instructions do."""
 
 Verdict = Literal["pass", "redact", "ask", "refuse"]
 STRICTNESS: tuple[Verdict, ...] = ("pass", "redact", "ask", "refuse")
@@ -45,13 +61,18 @@ class Found(NamedTuple):
     guardrail: Named
     rule: int
     kind: str
-    then: Then
+    then: Verdict
+    why: str = ""
+    """Which of its policies decided, where it has some."""
+    errors: tuple[str, ...] = ()
+    """What is wrong with them; this may hold words of what was judged, and is for who tries them out."""
 
     @property
     def words(self) -> str:
         """Which rule it is, for people and models."""
         whose = "The operator's guardrail" if self.guardrail.operator else "The guardrail"
-        return f"{whose} {self.guardrail.name} (version {self.guardrail.version}, rule {self.rule}: {self.kind})"
+        kind = f"{self.kind}, {self.why}" if self.why else self.kind
+        return f"{whose} {self.guardrail.name} (version {self.guardrail.version}, rule {self.rule}: {kind})"
 
 
 class Judged(NamedTuple):
@@ -59,6 +80,8 @@ class Judged(NamedTuple):
 
     text: str
     found: tuple[Found, ...] = ()
+    permits: tuple[Found, ...] = ()
+    """Policies that permit it. They outweigh nothing."""
 
     @property
     def verdict(self) -> Verdict:
@@ -97,7 +120,8 @@ class _Ready(NamedTuple):
 class Ruleset:
     """The guardrails in force for one tenant."""
 
-    def __init__(self, guardrails: Iterable[Named] = ()) -> None:
+    def __init__(self, guardrails: Iterable[Named] = (), engine: Engine | None = None) -> None:
+        self._engine = engine or Absent()
         self.guardrails = tuple(sorted(guardrails, key=lambda one: (not one.operator, one.name)))
         self.versions = {one.label.rpartition("@")[0]: one.version for one in self.guardrails}
         self._rules = tuple(ready for one in self.guardrails for ready in _readied(one))
@@ -123,14 +147,25 @@ class Ruleset:
         judged = Judged(text, tuple(found))
         return judged._replace(text=_redacted(text, cuts)) if judged.verdict == "redact" else judged
 
-    def call(self, tool: str, args: str) -> Judged:
+    def call(self, tool: str, args: str, *, effect: str = "", origin: Origin = NOWHERE) -> Judged:
         """Judge a call; arguments that are none pass, for nothing runs with them."""
         found = texts(args)
         if found is None:
             return Judged(args)
         text = _Text(found)
+        asked = Asked(tool, args, effect, origin)
         rules = (ready for ready in self._rules if "tool_arguments" in ready.on)
-        return Judged(args, tuple(ready.found for ready in rules if _fits_call(ready, tool, text)))
+        said = [one for ready in rules if (one := self._of_call(ready, text, asked)) is not None]
+        permits = tuple(one for one in said if one.then == "pass")
+        return Judged(args, tuple(one for one in said if one.then != "pass"), permits)
+
+    def _of_call(self, ready: _Ready, text: _Text, asked: Asked) -> Found | None:
+        if not isinstance(ready.rule, Cedar):
+            return ready.found if _fits_call(ready, asked.tool, text) else None
+        if len(asked.args) > TEXT_CHARS_MAX:
+            return ready.found._replace(why="the arguments are too long to be looked at")
+        then, why, errors = self._engine.decide(ready.rule.policies, asked)
+        return ready.found._replace(then=then, why=why, errors=errors)
 
 
 EMPTY = Ruleset()
@@ -148,7 +183,8 @@ def _readied(guardrail: Named) -> Iterator[_Ready]:
         return
     for number, (rule, places, cost) in enumerate(rules, 1):
         kind = str(rule.__struct_config__.tag)
-        yield _Ready(Found(guardrail, number, kind, rule.then), rule.on, rule, places, cost)
+        then: Then = "refuse" if isinstance(rule, Cedar) else rule.then
+        yield _Ready(Found(guardrail, number, kind, then), rule.on, rule, places, cost)
 
 
 def _finder(rule: Rule) -> tuple[Finder | None, int]:
@@ -164,6 +200,8 @@ def _finder(rule: Rule) -> tuple[Finder | None, int]:
             return _detected([PERSONAL[kind] for kind in kinds], rule.then), 100 * len(kinds)
         case Secrets():
             return _detected([secrets], rule.then), 300
+        case Cedar():
+            return None, POLICIES_COST
         case _:
             return None, 10
 

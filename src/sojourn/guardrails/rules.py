@@ -11,6 +11,8 @@ import re2  # type: ignore[import-untyped]
 from msgspec import Meta
 
 from sojourn.errors import Invalid
+from sojourn.guardrails.policies.bounds import POLICIES_CHARS_MAX
+from sojourn.guardrails.policies.engine import Absent, Engine
 from sojourn.loop.messages import Plain
 
 RULES_MAX = 100
@@ -69,7 +71,14 @@ class Hosts(_Rule, frozen=True, kw_only=True, tag="hosts"):
     allow: Wildcards
 
 
-Rule = Size | Pattern | Personal | Secrets | Tools | Hosts
+class Cedar(Plain, frozen=True, kw_only=True, tag_field="kind", tag="cedar"):
+    """Calls that Cedar policies do not permit: what they forbid is refused, what none decides is asked about."""
+
+    policies: Annotated[str, Meta(min_length=1, max_length=POLICIES_CHARS_MAX)]
+    on: Annotated[tuple[Literal["tool_arguments"], ...], Meta(min_length=1, max_length=1)]
+
+
+Rule = Size | Pattern | Personal | Secrets | Tools | Hosts | Cedar
 
 
 class Guardrail(Plain, frozen=True, kw_only=True):
@@ -96,10 +105,14 @@ def compiled(pattern: str) -> Any:
     return re2.compile(pattern, options)
 
 
-def check(guardrail: Guardrail) -> None:
-    """Raise Invalid, pointing at the field, for rules that could not be carried out."""
-    size = 0
+def check(guardrail: Guardrail, engine: Engine | None = None) -> None:
+    """Raise Invalid, pointing at the field, for rules that could not be carried out, by `engine` where it decides."""
+    size = decided = 0
     for i, rule in enumerate(guardrail.rules):
+        if isinstance(rule, Cedar):
+            decided += 1
+            _check_policies(rule, decided, engine or Absent(), f"/rules/{i}")
+            continue
         _check_place(rule, f"/rules/{i}")
         if isinstance(rule, Pattern):
             size += _program(rule.pattern, f"/rules/{i}/pattern")
@@ -111,7 +124,7 @@ def check(guardrail: Guardrail) -> None:
                 )
 
 
-def _check_place(rule: Rule, pointer: str) -> None:
+def _check_place(rule: _Rule, pointer: str) -> None:
     of_call = "tool_arguments" in rule.on
     if isinstance(rule, Tools | Hosts) and rule.on != ("tool_arguments",):
         raise Invalid("Rules about tools and hosts are for tool_arguments alone.", pointer=f"{pointer}/on")
@@ -119,6 +132,15 @@ def _check_place(rule: Rule, pointer: str) -> None:
         raise Invalid("Only a call can be asked about: `ask` is for tool_arguments alone.", pointer=f"{pointer}/then")
     if rule.then == "redact" and of_call:
         raise Invalid("A call with holes would do something else: refuse it, or ask.", pointer=f"{pointer}/then")
+
+
+def _check_policies(rule: Cedar, number: int, engine: Engine, pointer: str) -> None:
+    if number > 1:
+        raise Invalid("A guardrail has one rule of kind cedar: put all policies into that one.", pointer=pointer)
+    try:
+        engine.check(rule.policies)
+    except ValueError as error:
+        raise Invalid(f"These policies are not taken: {str(error)[:300]}.", pointer=f"{pointer}/policies") from None
 
 
 def _program(pattern: str, pointer: str) -> int:

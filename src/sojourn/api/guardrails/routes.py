@@ -12,13 +12,14 @@ from sojourn.api.route import Answer, Ask, Audited, Route
 from sojourn.errors import StoreUnavailable
 from sojourn.guardrails import rules
 from sojourn.guardrails.in_force import BELL
+from sojourn.guardrails.policies.engine import Origin
 from sojourn.store import guardrails as store
 from sojourn.store.db import Connection
 
 
 async def put(ask: Ask[rules.Guardrail, None]) -> Answer:
     """Bring rules into force."""
-    rules.check(ask.body)
+    rules.check(ask.body, ask.parts.guardrails.engine)
 
     async def work(connection: Connection) -> Answer:
         caller, name = ask.principal, ask.names["name"]
@@ -76,7 +77,10 @@ async def test(ask: Ask[shapes.TryText, None]) -> Answer:
     """Judge a text by what is in force."""
     body, tenant, guardrails = ask.body, ask.principal.tenant, ask.parts.guardrails
     if body.on == "tool_arguments":
-        return Answer(body=shapes.verdict(await guardrails.call(tenant, body.tool, body.text)))
+        origin = Origin(tenant, body.user or ask.principal.user, body.agent, body.depth)
+        return Answer(
+            body=shapes.verdict(await guardrails.call(body.tool, body.text, effect=body.effect, origin=origin))
+        )
     return Answer(body=shapes.verdict(await guardrails.text(tenant, body.on, body.text)))
 
 

@@ -9,7 +9,10 @@ from msgspec import Meta
 from sojourn.errors import TooNew
 from sojourn.guardrails.judging import TEXT_CHARS_MAX, Found, Judged
 from sojourn.guardrails.rules import On, Rule, decode
+from sojourn.loop.agent import EffectClass
 from sojourn.store.guardrails import Version
+
+WHY_CHARS_MAX = 1_000
 
 
 class GuardrailSeen(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +57,15 @@ class TryText(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """What is said, or came back; the arguments as JSON text, where `on` is tool_arguments."""
     on: On = "input"
     tool: Annotated[str, Meta(max_length=200)] = ""
-    """The tool that is called, where `on` is tool_arguments."""
+    """The tool that is called, where `on` is tool_arguments; what follows is for Cedar policies."""
+    effect: EffectClass = "at_most_once"
+    """The class of effects that the tool declares."""
+    user: Annotated[str, Meta(max_length=200)] = ""
+    """Whose run it is; yours if not said."""
+    agent: Annotated[str, Meta(max_length=200)] = ""
+    """The agent that calls it, by name."""
+    depth: Annotated[int, Meta(ge=0, le=1000)] = 0
+    """Frames above the agent's."""
 
 
 class FoundSeen(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +78,9 @@ class FoundSeen(msgspec.Struct, frozen=True, kw_only=True):
     """Which rule of it, from 1."""
     kind: str
     then: str
+    """What it wants; pass for policies that permit the call."""
+    why: str
+    """Which policies decided, and what is wrong with those that could not be evaluated."""
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,11 +113,17 @@ def seen(row: Version) -> GuardrailSeen:
 def verdict(judged: Judged) -> Verdict:
     """Show what was said of a text."""
     text = None if judged.verdict == "refuse" else judged.text
-    return Verdict(verdict=judged.verdict, text=text, found=tuple(_found(one) for one in judged.found))
+    return Verdict(verdict=judged.verdict, text=text, found=tuple(map(_found, (*judged.found, *judged.permits))))
 
 
 def _found(one: Found) -> FoundSeen:
     rail = one.guardrail
     return FoundSeen(
-        guardrail=rail.name, version=rail.version, operator=rail.operator, rule=one.rule, kind=one.kind, then=one.then
+        guardrail=rail.name,
+        version=rail.version,
+        operator=rail.operator,
+        rule=one.rule,
+        kind=one.kind,
+        then=one.then,
+        why=": ".join((one.why, *one.errors))[:WHY_CHARS_MAX],
     )

@@ -10,7 +10,8 @@ import msgspec
 from msgspec.structs import replace
 
 from sojourn.guardrails.judging import Found, Judged
-from sojourn.loop.continuation import Call, Continuation, frames
+from sojourn.guardrails.policies.engine import Origin
+from sojourn.loop.continuation import Call, Continuation, Frame, frames
 from sojourn.loop.effects import CallModel, Effect
 from sojourn.loop.events import Judged as CallJudged
 from sojourn.loop.events import Noted, Replied
@@ -103,7 +104,7 @@ class Calls:
             return []
         begun: set[str] | None = None
         said: list[tuple[CallJudged, list[Noted]]] = []
-        for call in (call for frame in frames(state.root) for call in frame.calls):
+        for frame, call in ((one, call) for one in frames(state.root) for call in one.calls):
             if call.state not in ("authorized", "waiting") or self._seen.get(call.uid) == (rules, arguments(call)):
                 continue
             if _handed_out(call):
@@ -111,11 +112,17 @@ class Calls:
                 if call.uid in begun:
                     continue
             self._seen[call.uid] = (rules, arguments(call))
-            judged = await self._parts.guardrails.call(self._place.tenant, call.tool.name, arguments(call))
+            judged = await self._parts.guardrails.call(
+                call.tool.name, arguments(call), effect=call.tool.effect, origin=self._origin(frame)
+            )
             if judged.found:
                 facts = [acted(self._parts.now(), one, on="tool_arguments", call=call.uid) for one in judged.found]
                 said.append((self._say(call, judged), facts))
         return said
+
+    def _origin(self, frame: Frame) -> Origin:
+        depth = frame.id.rstrip("/").count("/")
+        return Origin(self._place.tenant, self._place.user, frame.agent.name, depth)
 
     def _say(self, call: Call, judged: Judged) -> CallJudged:
         strictest = [found for found in judged.found if found.then == judged.verdict]

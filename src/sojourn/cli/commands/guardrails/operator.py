@@ -19,6 +19,7 @@ from sojourn.cli.commands.simulating import run
 from sojourn.cli.exits import OK
 from sojourn.errors import Invalid
 from sojourn.guardrails import rules
+from sojourn.guardrails.policies import cedar
 from sojourn.store import guardrails as store
 from sojourn.store.audit import writing as audit
 from sojourn.store.audit.operator import operator
@@ -56,7 +57,7 @@ def put(args: Namespace, shell: Shell) -> int:
         spec = msgspec.convert(args.spec, rules.Guardrail)
     except msgspec.ValidationError as error:
         raise Invalid(f"The rules cannot be read: {error}.") from None
-    rules.check(spec)
+    rules.check(spec, cedar.installed())
 
     async def work(conn: Connection) -> store.Version:
         by = wiring.operator()

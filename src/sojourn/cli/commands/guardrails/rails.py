@@ -30,7 +30,7 @@ The file names the guardrail and lists its rules; docs/guardrails.md has all kin
 
   name = "customers"
   [[rules]]
-  kind = "pii"                     # or: size, pattern, secrets, tools, hosts
+  kind = "pii"                     # or: size, pattern, secrets, tools, hosts, cedar
   on = ["output", "tool_result"]   # or: input, tool_arguments
   then = "redact"                  # or: refuse, ask (a person, about a call)
 
@@ -77,10 +77,12 @@ def show_each(found: list[Json], shell: Shell) -> None:
         ended = "  ended" if one["ended"] else ""
         shell.out.line(f"{one['name']}  version {one['version']}{ended}  by {one['made_by']}, {ago(one['made_at'])}")
         for number, rule in enumerate(one["rules"], 1):
-            more = {name: value for name, value in rule.items() if name not in ("kind", "on", "then")}
+            more = {name: value for name, value in rule.items() if name not in ("kind", "on", "then", "policies")}
             told = " ".join(f"{name}={one_line(json.dumps(value), 200)}" for name, value in more.items())
-            where, then = ", ".join(rule["on"]), rule.get("then", "refuse")
+            where, then = ", ".join(rule["on"]), rule.get("then", "as follows" if "policies" in rule else "refuse")
             shell.out.line(f"  {number}. {rule['kind']} on {where}: {then} {told}".rstrip())
+            for line in rule.get("policies", "").splitlines():
+                shell.out.line(f"       {one_line(line, 200)}")
 
 
 def put(args: Namespace, shell: Shell) -> int:
@@ -121,7 +123,8 @@ def remove(args: Namespace, shell: Shell) -> int:
 
 def test(args: Namespace, shell: Shell) -> int:
     """Judge a text. Returns FAILED for one that would be refused."""
-    found = shell.client().post("/v1/guardrails/test", {"text": args.text, "on": args.on, "tool": args.tool})
+    asked = {name: getattr(args, name) for name in ("text", "on", "tool", "effect", "user", "agent", "depth")}
+    found = shell.client().post("/v1/guardrails/test", asked)
     if args.json:
         shell.print_json(found)
     else:
@@ -129,7 +132,8 @@ def test(args: Namespace, shell: Shell) -> int:
         for one in found["found"]:
             whose = " (operator)" if one["operator"] else ""
             where = f"{one['guardrail']}{whose} version {one['version']}"
-            shell.out.line(f"  {where}, rule {one['rule']}: {one['kind']} -> {one['then']}")
+            why = f" ({one_line(one['why'], 500)})" if one["why"] else ""
+            shell.out.line(f"  {where}, rule {one['rule']}: {one['kind']} -> {one['then']}{why}")
         if found["verdict"] == "redact":
             shell.out.line(f"  {one_line(found['text'], 500)}")
     return FAILED if found["verdict"] == "refuse" else OK
@@ -175,6 +179,10 @@ COMMANDS = {
                     flag("text", metavar="TEXT", help="the text; for tool_arguments the arguments as JSON"),
                     flag("--on", choices=ON, default="input", help="what it is judged as (input)"),
                     flag("--tool", metavar="TOOL", default="", help="the tool that is called, for tool_arguments"),
+                    flag("--effect", default="at_most_once", help="the tool's class of effects (at_most_once)"),
+                    flag("--user", default="", help="whose run it is (yours)"),
+                    flag("--agent", metavar="NAME", default="", help="the agent that calls it"),
+                    flag("--depth", type=int, default=0, help="how many frames stand above the agent's (0)"),
                     JSON,
                 ),
                 examples=(
