@@ -124,14 +124,14 @@ async def _progress(database: Database, made: store.Stop) -> store.Report:
 async def _settled(database: Database, made: store.Stop, args: Namespace, shell: Shell) -> store.Report:
     """Show what is left, as it changes, until nothing is or the time is over."""
     ends_at, told = None if args.timeout is None else time.monotonic() + args.timeout, None
-    while True:
-        report = await _progress(database, made)
-        if report.settled or (ends_at is not None and time.monotonic() > ends_at):
-            return report
+    while not (report := await _progress(database, made)).settled:
         if told != report and not args.json:
             _show(report, shell)
         told = report
+        if ends_at is not None and time.monotonic() > ends_at:
+            break
         await asyncio.sleep(POLL_S)
+    return report
 
 
 def _show(report: store.Report, shell: Shell) -> None:
