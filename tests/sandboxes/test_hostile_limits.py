@@ -155,7 +155,7 @@ async def test_disk_in_many_pieces_ends_the_program(sandbox: Sandbox, program: s
     result = await python(sandbox, program)
     assert result.exit.reason == "disk"
     cleaned = await run(sandbox, "sh", "-c", "rm -rf /workspace/*; echo cleaned")
-    assert cleaned.stdout == "cleaned\n"
+    assert (cleaned.exit.reason, cleaned.stdout) == ("exited", "cleaned\n")
     assert (await run(sandbox, "sh", "-c", "echo x > file; cat file")).stdout == "x\n"
 
 

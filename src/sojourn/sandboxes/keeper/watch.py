@@ -19,6 +19,8 @@ from sojourn.sandboxes.sandbox import Limits
 
 _FIRST_S, _LEAST_S, _MOST_S = 0.005, 0.05, 2.0
 _COST = 20
+_DYING_S = 5.0
+"""How long what is killed may take to finish the call that it is in."""
 _TMPFS_INODE_BYTES = 1024
 
 
@@ -57,11 +59,19 @@ class Watch:
             if now >= due_s["disk"]:
                 usage = await self._usage()
                 if usage.exceeds(self._ceiling):
-                    over("disk")
-                    usage = await self._usage()
+                    usage = await self._left(over)
                 self._ceiling = usage.at_least(self._limits.disk_bytes, self._limits.inodes)
                 due_s["disk"] = _next(now)
             await asyncio.sleep(_LEAST_S)
+
+    async def _left(self, over: Callable[[Literal["disk"]], None]) -> Usage:
+        """End what wrote too much; what the workspace takes once nothing of it can write any more."""
+        writers = set(self._processes.pids())
+        over("disk")
+        ends_at = time.monotonic() + _DYING_S
+        while writers.intersection(self._processes.pids()) and time.monotonic() < ends_at:  # noqa: ASYNC110 (nothing tells)
+            await asyncio.sleep(_FIRST_S)
+        return await self._usage()
 
     async def _usage(self) -> Usage:
         """What the workspace takes, files counted that are open though they have no name any more."""
