@@ -4,8 +4,8 @@
 the file wins over the default, and a malformed setting stops the start with its name.
 
 A setting `lease_s` is the variable SOJOURN_LEASE_S, or `lease_s = 15` in the settings file: SOJOURN_CONFIG, else
-`sojourn.toml` in the data folder. Tables of it: [providers.NAME], [issuers.NAME], [prices."provider:model"] and
-[rates.CLASS].
+`sojourn.toml` in the data folder. Tables of it: [providers.NAME], [issuers.NAME], [prices."provider:model"],
+[rates.CLASS] and [tools.NAME].
 """
 
 import os
@@ -19,6 +19,8 @@ from msgspec import Meta
 
 from sojourn.errors import Invalid
 from sojourn.identity.issuers import Issuer
+from sojourn.loop.continuation import Flow
+from sojourn.loop.policy import Verdict
 from sojourn.models.model import Endpoint, TimeOuts
 from sojourn.sandboxes.sandbox import Limits as SandboxLimits
 from sojourn.store.budgets.pools import Defaults
@@ -169,6 +171,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """The name of the machine that has `data_dir`, as sessions remember it; the system's if empty. Keep it."""
 
     model_time_outs: TimeOuts = TimeOuts()
+    tools: dict[str, Flow] = {}
+    outward_floor: Verdict = "allow"
+    """The mildest that may become of a call that sends outward what must not be sent unseen, whatever agents say."""
     providers: dict[str, Provider] = {}
     issuers: dict[IssuerName, Issuer] = {}
     prices: dict[str, Price] = {}
@@ -241,7 +246,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
 def _from_env(env: Mapping[str, str]) -> dict[str, Any]:
     """The variables SOJOURN_<SETTING>. Kubernetes sets SOJOURN_PORT=tcp://... for a service of our name: not ours."""
     env = {key: value for key, value in env.items() if not value.startswith("tcp://")}
-    tables = {"endpoints", "providers", "issuers", "prices", "windows", "rates"}
+    tables = {"endpoints", "tools", "providers", "issuers", "prices", "windows", "rates"}
     simple = {field.name for field in msgspec.structs.fields(Settings)} - tables
     found = {name: env[f"SOJOURN_{name.upper()}"] for name in sorted(simple) if f"SOJOURN_{name.upper()}" in env}
     for group in ("sandbox_limits", "model_time_outs"):

@@ -191,7 +191,7 @@ async def _world(settings: Settings) -> AsyncIterator[World]:
             doorbell=doorbell,
             models=models,
             sandboxes=sandboxes,
-            tools=toolbox.fill(),
+            tools=toolbox.fill(said=settings.tools),
             guardrails=guardrails,
         )
 

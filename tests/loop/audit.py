@@ -11,7 +11,7 @@ from tests.loop.rules import RULES, Books, Broken, Seen, every_call
 from sojourn.loop import events as ev
 from sojourn.loop.agent import digest
 from sojourn.loop.budget import Spent
-from sojourn.loop.continuation import Continuation, fresh, path, pending
+from sojourn.loop.continuation import Continuation, Floor, Flow, frames, fresh, path, pending
 from sojourn.loop.machine import apply, begin, in_flight
 from sojourn.loop.messages import Usage
 
@@ -38,6 +38,7 @@ class Audit:
     def _count(self, before: Continuation, event: ev.Event) -> None:
         """Write down what counts for the event itself."""
         self._age(before, event)
+        self._read(before, event)
         match event:
             case ev.Replied(frame=place, message=message):
                 usage, cost = (message and message.usage) or Usage(), event.usd_micros or 0
@@ -58,6 +59,28 @@ class Audit:
                 self.books.places = {place for place in self.books.places if place[0] != uid}
             case ev.Decided():
                 self._decided(before, event)
+        self._sent()
+
+    def _read(self, before: Continuation, event: ev.Event) -> None:
+        """Write down what came back, with what it brought, and what went down and up with it."""
+        read, floor = self.books.read, self.state.floor or Floor()
+        old, new = ([frame.id for frame in frames(state.root)] for state in (before, self.state))
+        if isinstance(event, ev.Returned):
+            tool = next(call.tool.name for call in every_call(before.root) if call.uid == event.call)
+            read[event.call.rpartition("/")[0] or "/"] |= set(floor.tools.get(tool, Flow()).taints)
+        for gone in sorted(set(old) - set(new), key=len, reverse=True):
+            if not (isinstance(event, ev.Judged) and gone.startswith(event.call)):
+                read[gone.rpartition("/")[0] or "/"] |= read[gone]
+        for begun in sorted(set(new) - set(old), key=len):
+            read[begun] = set(read[begun.rpartition("/")[0] or "/"])
+
+    def _sent(self) -> None:
+        """Find the calls that were let run beforehand for what they send."""
+        for call in every_call(self.state.root):
+            if call.sending == "approved" and call.uid not in self.books.sent:
+                self.books.sendable[call.uid.rpartition("/")[0] or "/"] -= 1
+                self.books.sent.add(call.uid)
+                self.books.used.add(call.uid)
 
     def _age(self, before: Continuation, event: ev.Event) -> None:
         passed_ms = int(max(0.0, (event.at - before.updated_at).total_seconds()) * 1000)
@@ -95,7 +118,7 @@ class Audit:
         for call in every_call(self.state.root):
             new = call.uid not in self.books.uids and call.uid.rpartition("/")[0] == place.rstrip("/")
             asked = call.gate is not None and call.gate.verdict == "ask" and call.state != "cancelled"
-            if new and asked and (call.wait is None or call.wait.kind != "approval"):
+            if new and asked and call.sending is None and (call.wait is None or call.wait.kind != "approval"):
                 self.books.granted[place] -= 1
                 self.books.used.add(call.uid)
 
@@ -111,8 +134,11 @@ class Audit:
             shown = digest(event.args) if event.decision == "edit" else wait.args_digest or ""
             self.books.yes[wait.call] = shown
             self.books.voters[wait.call, shown].add(event.by)
+            sends = "It sends outward" in wait.title
+            self.books.sent |= {wait.call} if sends else set()
             if event.grant is not None:
-                self.books.granted[wait.frame] += event.grant.count
+                granted = self.books.sendable if sends else self.books.granted
+                granted[wait.frame] += event.grant.count
 
     def _close(self, before: Continuation, event: ev.Event) -> None:
         """Write down what must not come again."""

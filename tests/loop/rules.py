@@ -16,9 +16,10 @@ from tests.loop.company import AGENTS, INITIATOR
 from sojourn.loop import events as ev
 from sojourn.loop.agent import digest
 from sojourn.loop.budget import Held, Limits, Spent
-from sojourn.loop.continuation import Call, Continuation, Frame, Wait, detach, frames, fresh, path, pending
+from sojourn.loop.continuation import Call, Continuation, Floor, Flow, Frame, Wait, detach, frames, fresh, path, pending
 from sojourn.loop.machine import apply, due, in_flight, link, phase, wake_at
 from sojourn.loop.step.decisions import refusal
+from sojourn.loop.step.taints import read
 
 ROW_BYTES_MAX = 16_000
 TOOLS = {digest(agent): {tool.name: digest(tool) for tool in agent.tools} for agent in AGENTS.values()}
@@ -45,6 +46,12 @@ class Books:
     estimated: int = 0
     """What calls cost that had no reply."""
     turns: Counter[str] = field(default_factory=Counter)
+    read: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """What came back in each frame and from below it, and what it began with."""
+    sent: set[str] = field(default_factory=set)
+    """The calls that people let run knowing what the frame had read."""
+    sendable: Counter[str] = field(default_factory=Counter)
+    """Further calls that were let run so beforehand, by frame."""
     closed: set[str] = field(default_factory=set)
     """Waits that were answered for good."""
 
@@ -130,7 +137,10 @@ def rule_04_nothing_that_is_said_decides(seen: Seen) -> bool:
     alive = {frame.id for frame in frames(seen.after.root) if not frame.ended}
     heard = {signal.name for signal in seen.before.signals}
     return all(
-        wait.id in left or wait.frame not in alive or (wait.kind == "event" and wait.about in heard)
+        wait.id in left
+        or wait.frame not in alive
+        or (wait.kind == "event" and wait.about in heard)
+        or (wait.kind == "approval" and sends(seen, wait.frame, wait.call))
         for wait in pending(seen.before)
     )
 
@@ -305,6 +315,32 @@ def rule_19_what_is_set_aside_for_a_call_is_settled_or_released(seen: Seen) -> b
     }
     pins = [pin.model for pin in seen.after.prices]
     return seen.books.asked == flying and len(set(pins)) == len(pins)
+
+
+def rule_20_what_was_read_is_never_forgotten(seen: Seen) -> bool:
+    """A frame knows all that came back in it, whatever became of the calls since."""
+    return all(
+        {origin.taint for origin in read(frame)} == seen.books.read[frame.id]
+        for frame in frames(seen.after.root)
+        if not frame.ended
+    )
+
+
+def rule_21_nothing_is_sent_unseen(seen: Seen) -> bool:
+    """No call that sends begins in a frame with both taints, but for those of which a person knew that."""
+    place, floor = seen.intended(), seen.before.floor
+    if place is None or floor is None or not sends(seen, place[0].id, place[1].uid):
+        return True
+    granted = all(left >= 0 for left in seen.books.sendable.values())
+    return floor.outward == "ask" and place[1].uid in seen.books.sent and granted
+
+
+def sends(seen: Seen, frame: str, uid: str | None) -> bool:
+    """Whether a call sends outward what its frame has read."""
+    call = next((one for one in every_call(seen.before.root) if one.uid == uid), None)
+    floor = seen.before.floor or Floor()
+    flow = floor.tools.get(call.tool.name, Flow()) if call is not None else Flow()
+    return flow.outward and len(seen.books.read[frame]) == 2
 
 
 Rule = Callable[[Seen], bool]

@@ -48,7 +48,7 @@ class Run:
     """A run in the hands of a test: it announces what is due and answers by name."""
 
     def __init__(self, agent: Agent = AGENT, limits: Limits | None = None, **more: Any) -> None:
-        """`more` may be `others`, the agents below, and `suspend`, the run's own rules."""
+        """`more` may be `others`, the agents below, `suspend`, the run's own rules, and `taints` of its input."""
         self.agents = {digest(one): one for one in (agent, HELPER, *more.get("others", ()))}
         self.second = 0
         self.journal: list[ev.Event] = []
@@ -62,6 +62,7 @@ class Run:
             limits=limits or Limits(),
             suspend=more.get("suspend") or Suspend(),
             message=said("in", "go"),
+            taints=more.get("taints", ()),
         )
         self.state: Continuation = begin(first)
 

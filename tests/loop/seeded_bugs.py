@@ -29,6 +29,7 @@ class Bug(NamedTuple):
 settle, finish, intend, settle_call, lose = ending.settle, calls.finish, calls.intend, ending._settle_call, calls.lose
 put, charged, open_call, decide_frame = decisions.put, budgets._charged, calls.open_call, decisions._decide_frame
 refusal, again, judge, charge = decisions.refusal, replies.again, calls.judge, budgets.charge
+begin_child = calls._begin_child
 numbers = itertools.count()
 
 
@@ -145,6 +146,16 @@ def prices_every_call(continuation: Any, event: Any) -> Any:
     return replace(continuation, prices=(*continuation.prices, Pin(event.model, event.tariff)))
 
 
+def forgets_with_the_step(frame: Frame) -> Frame:
+    settled = settle(frame)
+    return replace(settled, taints=frame.taints) if settled.state != frame.state else settled
+
+
+def begins_a_child_that_knows_nothing(agents: Any, call: Any, frame: Any) -> Any:
+    begun = begin_child(agents, call, frame)
+    return replace(begun, child=replace(begun.child, taints=())) if begun.child else begun
+
+
 BUGS = {
     "a sub-agent that failed is not told to its parent": Bug({"rule_01"}, ending, "_settle_call", tells_no_parent),
     "a pool stops its frame too late to be told": Bug({"rule_01"}, budgets, "bound", settles_before_it_stops),
@@ -155,7 +166,7 @@ BUGS = {
     "an edit is shown and not run": Bug({"rule_05", "rule_06"}, decisions, "_edited", lambda _, frame, call, at: call),
     "anybody may answer": Bug({"rule_06"}, decisions, "wrong_person", lambda *_: None),
     "an answer may come late": Bug({"rule_06"}, decisions, "refusal", takes_late_answers),
-    "a grant is never used up": Bug({"rule_06"}, calls, "_use_grant", uses_a_grant_for_ever),
+    "a grant is never used up": Bug({"rule_06", "rule_21"}, calls, "_use_grant", uses_a_grant_for_ever),
     "a frame's questions have the names of its call's": Bug({"rule_06"}, waits, "ask_frame", asks_in_the_calls_name),
     "calls of later steps have the names of earlier ones": Bug(
         {"rule_07", "rule_06"}, calls, "open_call", names_calls_after_their_index
@@ -186,5 +197,10 @@ BUGS = {
     "a call that is given up is forgotten": Bug({"rule_19"}, world, "given_up", lambda before, after, event: ()),
     "a lost call costs nothing": Bug({"rule_11"}, budgets, "charge", forgets_lost_calls),
     "every call is priced anew": Bug({"rule_19"}, budgets, "pinned", prices_every_call),
+    "a step is forgotten with what it read": Bug({"rule_20"}, budgets, "settle", forgets_with_the_step),
+    "a sub-agent does not know what its parent read": Bug(
+        {"rule_20"}, calls, "_begin_child", begins_a_child_that_knows_nothing
+    ),
+    "what came back later is not looked at": Bug({"rule_21"}, calls, "stop_sending", lambda agents, run, at: run),
     "a row keeps all that came back": Bug({"rule_18"}, calls, "finish", keeps_results_in_the_row),
 }  # fmt: skip

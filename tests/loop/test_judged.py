@@ -200,7 +200,7 @@ def test_what_guardrails_did_needs_a_release_that_knows_them_and_nothing_else_do
     event = ev.Judged(at=run.at(), call="/0.0", waits=0, verdict="ask", by="g@1", reason="")
     assert (needed(run.state), needed(event)) == (1, 3)
     run.tell(event)
-    assert needed(run.state) == 3 == LEVEL
+    assert needed(run.state) == 3 <= LEVEL
     quiet = Run()
     assert needed(quiet.state) == 0
     withheld(quiet)

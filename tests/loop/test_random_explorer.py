@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 
 import pytest
-from tests.loop.company import AGENTS, draw
+from tests.loop.company import AGENTS, FLOORS, draw
 from tests.loop.people import Planned, Wild
 from tests.loop.rules import RULES, Broken
 from tests.loop.seeded_bugs import BUGS
@@ -19,7 +19,7 @@ from sojourn.loop import machine
 from sojourn.loop.agent import digest
 from sojourn.loop.budget import Limits
 from sojourn.loop.machine import due, in_flight, wake_at
-from sojourn.loop.step import budgets, calls, decisions, ending, pauses, replies, waits
+from sojourn.loop.step import budgets, calls, decisions, ending, pauses, replies, taints, waits
 
 SIZE = 10 if os.environ.get("SOJOURN_DRILL") == "full" else 1
 TURNS_MAX = 4_000
@@ -105,7 +105,7 @@ def wild(seed: int) -> World:
         active_s=(None, 300.0, 900.0)[draw(seed, "time") % 3],
         on_exhaust=("suspend", "fail")[draw(seed, "exhaust") % 2],
     )
-    world = World(seed, limits=limits, pace=(0, 0.4, 1, 3))
+    world = World(seed, limits=limits, pace=(0, 0.4, 1, 3), floor=FLOORS[seed // 6 % 2] if seed % 6 == 3 else None)
     live(world, Wild(world, acts=120), trouble=0.03)
     world.second = max(world.second, (world.audit.state.updated_at - world.audit.state.created_at).total_seconds())
     live(world, Planned(world, patient=True))
@@ -158,7 +158,7 @@ def test_with_answers_at_random_every_rule_holds_at_every_step() -> None:
 # ---- bugs that the explorer must catch -----------------------------------------------------
 
 
-MODULES = (machine, budgets, calls, decisions, ending, pauses, replies, waits)
+MODULES = (machine, budgets, calls, decisions, ending, pauses, replies, taints, waits)
 
 
 def seen_by(seeds: int) -> set[str]:
@@ -189,4 +189,4 @@ def test_a_seeded_bug_is_seen_by_its_rule(name: str, monkeypatch: pytest.MonkeyP
 def test_every_rule_has_a_bug_that_it_sees() -> None:
     named = {name[:7] for name in RULES} | {"rule_17"}
     assert named == {rule for bug in BUGS.values() for rule in bug.rules if rule.startswith("rule_")}
-    assert len(named) == 18, "rule 16 is shown by the gateway's canary"
+    assert len(named) == 20, "rule 16 is shown by the gateway's canary"

@@ -17,7 +17,7 @@ from tests.loop.rules import Broken
 from sojourn.loop import events as ev
 from sojourn.loop.agent import Suspend, ref
 from sojourn.loop.budget import Bill, Held, Limits, Price, Tariff
-from sojourn.loop.continuation import Continuation, Failure, Principal, attach, detach, fresh
+from sojourn.loop.continuation import Continuation, Failure, Floor, Principal, attach, detach, fresh
 from sojourn.loop.effects import CallModel, Effect
 from sojourn.loop.machine import apply, begin, due, given_up, in_flight, wake_at
 from sojourn.loop.messages import Message, Usage, said
@@ -46,6 +46,7 @@ class World:
     limits: Limits = field(default_factory=lambda: Limits(steps=100))
     pace: tuple[float, ...] = (0.0, 0.004, 0.01)
     """How many seconds pass from one thing to the next."""
+    floor: Floor | None = None
     row: Continuation = field(init=False)
     audit: Audit = field(init=False)
     bodies: dict[tuple[str, int], Message] = field(default_factory=dict)
@@ -72,6 +73,8 @@ class World:
         )
         self.audit = Audit(first)
         self._keep(None, begin(first))
+        if self.floor is not None:
+            self.post(ev.FloorRaised(at=T0, floor=self.floor))
 
     def now(self) -> datetime:
         self.second += self.dice.choice(self.pace)

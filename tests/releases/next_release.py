@@ -13,10 +13,10 @@ import sojourn
 EDITS = {
     "__init__.py": (('__version__ = "', '__version__ = "99.'),),
     "loop/moving/levels.py": (
-        ("LEVEL: Final = 3", "LEVEL: Final = 4"),
+        ("LEVEL: Final = 4", "LEVEL: Final = 5"),
         (
             "    match value:",
-            "    if type(value).__name__ == 'Cheered' or getattr(value, 'cheers', 0) > 0:\n        return 4\n"
+            "    if type(value).__name__ == 'Cheered' or getattr(value, 'cheers', 0) > 0:\n        return 5\n"
             "    match value:",
         ),
     ),
@@ -46,7 +46,7 @@ EDITS = {
             "from sojourn.loop.events import Cancelled, Cheered, Said\n",
         ),
         (
-            "Said(at=ask.parts.now(), message=message, interrupt=ask.body.interrupt)",
+            "Said(at=ask.parts.now(), message=message, interrupt=ask.body.interrupt, taints=ask.body.taints)",
             "Cheered(at=ask.parts.now()) if message.text == 'cheer' else Said(at=ask.parts.now(), message=message)",
         ),
     ),

@@ -72,7 +72,7 @@ async def submit(db: Database, caller: Caller, text: str = "go", *, session_id: 
             session_id = new_id("ses")
             await sessions.create(conn, session_id)
         else:
-            fields.setdefault("history", await runs.history(conn, session_id))
+            fields.setdefault("history", (await runs.conversation(conn, session_id)).segments)
         new = new_run(caller, session_id, text, **fields)
         await runs.create(conn, new, queued_max=1_000_000)
     return new.event.run_id

@@ -117,7 +117,7 @@ async def live(busy: Database, worker: Worker, caller: Principal) -> None:
         await runs.events(conn, hand.run_id)
         await runs.events(conn, hand.run_id, bytes_max=1 << 20)
         await runs.transcript(conn, hand.run_id)
-        await runs.history(conn, session_id)
+        await runs.conversation(conn, session_id)
         await sessions.page(conn)
     mail = (await queue.mail(busy, [(caller.tenant, hand.run_id)]))[hand.run_id]
     assert await queue.beat(worker.life, worker.id) == {(hand.run_id, hand.claimed.fence)}

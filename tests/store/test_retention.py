@@ -153,7 +153,7 @@ async def test_of_a_long_session_the_newest_runs_go_first(database: Database) ->
         assert tuple(await engine.fetchrow("select * from expire_sessions(30, 2)")) == (2, 0, 2)
     assert (await there(database))["run"] == {first}
     async with database.scoped(caller.handle) as conn:
-        assert [segment.run_id for segment in await runs.history(conn, session_id)] == [first]
+        assert [segment.run_id for segment in (await runs.conversation(conn, session_id)).segments] == [first]
         assert len((await runs.transcript(conn, first)).root.messages) == 4
     async with database.engine() as engine:
         assert tuple(await engine.fetchrow("select * from expire_sessions(30, 2)")) == (1, 1, 1)
@@ -230,7 +230,7 @@ async def test_what_somebody_holds_is_passed_over(database: Database, holding: s
             case "export":
                 await runs.source(conn, held)
             case "create":
-                await runs.history(conn, session_id)
+                await runs.conversation(conn, session_id)
             case "share":
                 await sessions.still(conn, session_id)
         assert (await expire(database, days=30))["runs"] == 1
@@ -277,7 +277,7 @@ async def test_a_run_that_is_deleted_while_another_one_begins_with_its_words(dat
         first = await finished(database, worker, caller)
         session_id = await session_of(database, caller, first)
     async with database.scoped(caller.handle) as conn:
-        history = await runs.history(conn, session_id)
+        history = (await runs.conversation(conn, session_id)).segments
         deleting = asyncio.create_task(delete(database, caller, first))
         await blocked(database)
         await runs.create(conn, new_run(caller, session_id, history=history), queued_max=10)
@@ -294,7 +294,7 @@ async def test_a_run_that_begins_while_the_last_one_is_deleted_does_not_read_it(
         second = await finished(database, worker, caller, session_id)
 
         async def begin(conn: Connection) -> None:
-            history = await runs.history(conn, session_id)
+            history = (await runs.conversation(conn, session_id)).segments
             await runs.create(conn, new_run(caller, session_id, history=history), queued_max=10)
 
         async with database.scoped(caller.handle) as conn, database.scoped(caller.handle) as late:

@@ -236,11 +236,11 @@ async def test_a_history_begins_empty(database: Database) -> None:
         hand = await worker.take_one()
         session_id = hand.state.session_id
         async with database.scoped(caller.handle) as conn:
-            assert await runs.history(conn, session_id) == ()
-            assert await runs.history(conn, "ses_none") == ()
+            assert (await runs.conversation(conn, session_id)).segments == ()
+            assert (await runs.conversation(conn, "ses_none")).segments == ()
         await hand.finish(0)
     async with database.scoped(caller.handle) as conn:
-        assert await runs.history(conn, session_id) == (Segment(run_id, 0, 2),)
+        assert (await runs.conversation(conn, session_id)).segments == (Segment(run_id, 0, 2),)
 
 
 async def test_a_message_that_is_heard_later_is_read_once(database: Database) -> None:

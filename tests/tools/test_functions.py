@@ -10,6 +10,7 @@ import pytest
 from msgspec import Meta
 
 from sojourn.errors import Invalid
+from sojourn.loop.continuation import Flow
 from sojourn.sandboxes.sandbox import Sandbox
 from sojourn.tools import functions
 from sojourn.tools.functions import FunctionTool, tool
@@ -171,3 +172,20 @@ def test_two_tools_of_one_name_stop_the_start() -> None:
 
     with pytest.raises(Invalid, match="Two tools are named shell"):
         fill([other])
+
+
+def test_an_operator_says_more_of_a_tool_than_its_author() -> None:
+    @tool(name="mail", taints=["untrusted"])
+    def sending() -> None: ...
+
+    said = {"mail": Flow(taints=("private",), outward=True), "shell": Flow(taints=("untrusted",))}
+    tools = fill([sending], said)
+    told = tools["mail"].definition
+    assert (told.taints, told.outward) == (("untrusted", "private"), True)
+    assert (tools["shell"].definition.taints, fill()["shell"].definition.taints) == (("untrusted",), ())
+    assert (sending.definition.taints, sending.definition.outward) == (("untrusted",), False)
+
+
+def test_the_operator_can_say_nothing_of_a_tool_that_is_not_there() -> None:
+    with pytest.raises(Invalid, match=r"\[tools.nothing\]: no tool has this name"):
+        fill(said={"nothing": Flow(outward=True)})

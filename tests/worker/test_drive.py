@@ -10,6 +10,7 @@ from sojourn.errors import Invalid
 from sojourn.guardrails.judging import EMPTY
 from sojourn.loop import events as ev
 from sojourn.loop.messages import said
+from sojourn.settings import Settings
 from sojourn.store.budgets.pools import Defaults
 from sojourn.store.rows import Commit, Opened
 from sojourn.worker.budgets.pools import DayPools
@@ -52,6 +53,8 @@ async def test_mail_that_comes_during_a_commit_is_taken_once_and_read_off_the_in
         tenure=lasting(),
         guardrails=SimpleNamespace(of=lambda tenant: EMPTY),
         pools=DayPools(cast(Any, Unasked()), "w1", Defaults()),
+        tools={},
+        settings=Settings(),
     )
     claimed: Any = SimpleNamespace(tenant="t", run_id="run_1", fence=1, claims=1)
     drive = committer.drive = Drive(parts, claimed, Opened(continuation=run.state, agents={}), run.agents)

@@ -12,6 +12,7 @@ from tests.worker.inside import Unasked
 from sojourn.errors import LeaseLost
 from sojourn.guardrails.judging import EMPTY
 from sojourn.loop import events as ev
+from sojourn.settings import Settings
 from sojourn.store.budgets.pools import Defaults
 from sojourn.store.rows import Commit, Opened
 from sojourn.worker import stop
@@ -82,6 +83,8 @@ class Scene:
             prices=SimpleNamespace(window=lambda _: 10**6, tariff=lambda _: None),
             guardrails=SimpleNamespace(of=lambda tenant: EMPTY),
             pools=DayPools(cast(Any, Unasked()), "w1", Defaults()),
+            tools={},
+            settings=Settings(),
         )
         claimed: Any = SimpleNamespace(tenant="t", run_id="run_1", fence=1, claims=1)
         self.drive = Drive(parts, claimed, Opened(continuation=self.run.state, agents={}), self.run.agents)

@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from sojourn.api.agents.shapes import ToolSeen
+from sojourn.api.agents.shapes import ToolSeen, tool_seen
 from sojourn.api.route import Answer, Ask, Route
 
 
@@ -35,20 +35,7 @@ class Models(msgspec.Struct, frozen=True, kw_only=True):
 async def tools(ask: Ask[None, None]) -> Answer:
     """List the server tools."""
     found = sorted(ask.parts.tools.items())
-    return Answer(
-        body=Tools(
-            data=tuple(
-                ToolSeen(
-                    name=name,
-                    description=tool.description,
-                    schema=msgspec.Raw(tool.schema.encode()),
-                    effect=tool.effect,
-                    executor=tool.executor,
-                )
-                for name, tool in found
-            )
-        )
-    )
+    return Answer(body=Tools(data=tuple(tool_seen(tool) for _, tool in found)))
 
 
 async def models(ask: Ask[None, None]) -> Answer:

@@ -21,7 +21,19 @@ For a program with a loop of its own, this is all of it:
 from sojourn.loop import events
 from sojourn.loop.agent import Agent, Params, Suspend, Tool, digest, ref
 from sojourn.loop.budget import Bill, Held, Limits, Price, Tariff
-from sojourn.loop.continuation import Call, Continuation, Failure, Frame, Principal, Wait, frames, pending
+from sojourn.loop.continuation import (
+    Call,
+    Continuation,
+    Failure,
+    Floor,
+    Flow,
+    Frame,
+    Origin,
+    Principal,
+    Wait,
+    frames,
+    pending,
+)
 from sojourn.loop.effects import CallModel, CallTool, Effect
 from sojourn.loop.files import Kept, dumps, loads
 from sojourn.loop.machine import apply, begin, due, given_up, in_flight, phase, wake_at
@@ -54,6 +66,8 @@ __all__ = [
     "Effect",
     "Failure",
     "File",
+    "Floor",
+    "Flow",
     "Frame",
     "Held",
     "Image",
@@ -61,6 +75,7 @@ __all__ = [
     "Limits",
     "Message",
     "Native",
+    "Origin",
     "Params",
     "Policy",
     "Price",

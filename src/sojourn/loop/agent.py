@@ -32,6 +32,10 @@ def digest(value: object) -> str:
     return "sha256:" + hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()
 
 
+Taint = Literal["private", "untrusted"]
+"""What reading something does to a frame: it knows what is not for everybody, or has read what may carry orders."""
+
+
 class Params(Plain, frozen=True):
     """Sampling and size of a model call, None where the provider's default is meant."""
 
@@ -52,6 +56,10 @@ class Tool(Plain, frozen=True, kw_only=True):
     executor: Executor = "server"
     agent: str | None = None
     """The digest of the sub-agent that a call of this tool starts, where `executor` is "agent"."""
+    taints: tuple[Taint, ...] = ()
+    """What its results are."""
+    outward: bool = False
+    """It can send something to where the tenant's word does not reach."""
 
 
 class Suspend(Plain, frozen=True, kw_only=True):

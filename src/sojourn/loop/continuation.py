@@ -16,10 +16,10 @@ from typing import Literal
 
 from msgspec.structs import replace
 
-from sojourn.loop.agent import AgentRef, EffectClass, Executor, Suspend
+from sojourn.loop.agent import AgentRef, EffectClass, Executor, Suspend, Taint
 from sojourn.loop.budget import Bill, Held, Limits, Pin, Spent
 from sojourn.loop.messages import Message, Plain
-from sojourn.loop.policy import Asking, Gate
+from sojourn.loop.policy import Asking, Gate, Verdict
 
 FORMAT = "sojourn.continuation"
 VERSION = 1
@@ -51,6 +51,30 @@ class Principal(Plain, frozen=True):
 
     user: str
     key: str = ""
+
+
+class Origin(Plain, frozen=True):
+    """Where a frame got a taint first: a call of `tool`, or something that was said, or an earlier run."""
+
+    taint: Taint
+    source: str
+    """The call's uid, the id of an earlier run, or "input", "message", "signal"."""
+    tool: str = ""
+
+
+class Flow(Plain, frozen=True, kw_only=True):
+    """What a tool brings in, and whether it sends."""
+
+    taints: tuple[Taint, ...] = ()
+    outward: bool = False
+
+
+class Floor(Plain, frozen=True, kw_only=True):
+    """What the operator says of a run's server tools, beside what its agents say; it only grows."""
+
+    outward: Verdict = "allow"
+    """The mildest that may become of a call that sends what must not be sent unseen."""
+    tools: dict[str, Flow] = {}
 
 
 class Segment(Plain, frozen=True):
@@ -110,6 +134,8 @@ class Grant(Plain, frozen=True, kw_only=True):
     """The only arguments that it is good for, None for any."""
     left: int
     expires_at: datetime | None = None
+    sending: bool = False
+    """It was given where a tainted frame sends outward, and covers those questions alone."""
 
 
 class Signal(Plain, frozen=True, kw_only=True):
@@ -118,6 +144,7 @@ class Signal(Plain, frozen=True, kw_only=True):
     id: str
     name: str
     data: str = ""
+    taints: tuple[Taint, ...] = ()
 
 
 class Lineage(Plain, frozen=True, kw_only=True):
@@ -155,10 +182,14 @@ class Call(Plain, frozen=True, kw_only=True):
     wait: Wait | None = None
     waits: int = 0
     """How many questions this call has asked so far; it numbers the next one."""
+    sending: Literal["asked", "approved"] | None = None
+    """Whether it was asked about because it sends outward from a frame with both taints."""
     attempts: tuple[Attempt, ...] = ()
     key: str | None = None
     """The idempotency key, minted with the first intent and kept over every further attempt."""
     result: Message | None = None
+    taints: tuple[Origin, ...] = ()
+    """Those of its result."""
     child: "Frame | None" = None
 
     @property
@@ -233,6 +264,8 @@ class Frame(Plain, frozen=True, kw_only=True):
     """A sub-agent's own limits, for itself and all below it; the root has those of the run."""
     spent: Spent = Spent()
     """What counts against them."""
+    taints: tuple[Origin, ...] = ()
+    """What has entered its transcript, each with where it came from first; they only grow."""
     result: str | None = None
     error: Failure | None = None
 
@@ -272,6 +305,7 @@ class Continuation(Plain, frozen=True, kw_only=True):
     signals: tuple[Signal, ...] = ()
     heard: tuple[str, ...] = ()
     """The ids of the latest signals, so that none is heard twice."""
+    floor: Floor | None = None
     lineage: Lineage | None = None
     root: Frame
 

@@ -10,14 +10,16 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from sojourn.loop.agent import AgentRef, Suspend
+from sojourn.loop.agent import AgentRef, Suspend, Taint
 from sojourn.loop.budget import Bill, Held, Limits, Spent, Tariff
 from sojourn.loop.continuation import (
     Compaction,
     Decision,
     Failure,
+    Floor,
     Frame,
     Lineage,
+    Origin,
     Phase,
     Principal,
     Segment,
@@ -40,6 +42,8 @@ class Began(Plain, frozen=True, kw_only=True, tag="began"):
     suspend: Suspend = Suspend()
     history: tuple[Segment, ...] = ()
     message: Message | None = None
+    taints: tuple[Origin, ...] = ()
+    """Of the message, and of the session's earlier runs."""
 
 
 class Adopted(Plain, frozen=True, kw_only=True, tag="adopted"):
@@ -149,6 +153,13 @@ class Judged(Plain, frozen=True, kw_only=True, tag="judged"):
     reason: str
 
 
+class FloorRaised(Plain, frozen=True, kw_only=True, tag="floor_raised"):
+    """The operator says more of the run's tools than was known of them here."""
+
+    at: datetime
+    floor: Floor
+
+
 class Returned(Plain, frozen=True, kw_only=True, tag="returned"):
     """A tool came back."""
 
@@ -187,6 +198,7 @@ class Said(Plain, frozen=True, kw_only=True, tag="said"):
     message: Message | None
     interrupt: bool = False
     """The root's model call in flight is given up, and made again with the message."""
+    taints: tuple[Taint, ...] = ()
 
 
 class NewGrant(Plain, frozen=True, kw_only=True):
@@ -306,8 +318,9 @@ class Noted(Plain, frozen=True, kw_only=True, tag="noted"):
 
 
 Event = (
-    Began | Adopted | ModelAsked | Unfunded | Replied | ModelErred | ModelLost | Judged | Intended | Returned | CallLost
-    | Said | Decided | Paused | Signalled | Cancelled | GaveUp | Ticked | Turned | Asked | Compacted | Noted
+    Began | Adopted | ModelAsked | Unfunded | Replied | ModelErred | ModelLost | Judged | FloorRaised | Intended
+    | Returned | CallLost | Said | Decided | Paused | Signalled | Cancelled | GaveUp | Ticked | Turned | Asked
+    | Compacted | Noted
 )  # fmt: skip
 
 

@@ -39,7 +39,7 @@ from sojourn.loop.continuation import (
     pending,
 )
 from sojourn.loop.effects import CallModel, CallTool, Effect
-from sojourn.loop.step import budgets, calls, days, ending, pauses, replies, tree, waits
+from sojourn.loop.step import budgets, calls, days, ending, pauses, replies, taints, tree, waits
 from sojourn.loop.step.calls import Agents
 from sojourn.loop.step.decisions import decide, expire
 
@@ -81,6 +81,7 @@ def _root(event: ev.Began) -> Frame:
         messages=(event.message,) if event.message is not None else (),
         stored=event.history[-1].stop if event.history else 0,
         history=event.history,
+        taints=event.taints,
     )
 
 
@@ -94,11 +95,14 @@ def apply(agents: Agents, continuation: Continuation, event: ev.Event) -> Contin
     after = budgets.charge(after, event)
     if isinstance(event, ev.ModelLost) and event.given_up:
         return _seal(continuation, after, event)  # what gives it up comes next, and is not to be forestalled
+    after = calls.stop_sending(agents, after, event.at)
     if after.wait is None:
         after = _launch(agents, after, event.at)
     if after.signals:
-        after = _match(after, event.at)
+        after = _match(agents, after, event.at)
     after = budgets.bound(after, event.at)
+    while (stopped := calls.stop_sending(agents, after, event.at)) is not after:
+        after = budgets.bound(stopped, event.at)
     after = replace(after, root=pauses.rest(agents, after, event.at), wait=None if after.root.ended else after.wait)
     return _seal(continuation, after, event)
 
@@ -207,6 +211,11 @@ def _change(agents: Agents, continuation: Continuation, event: ev.Event) -> Cont
             heard = (*continuation.heard, signal.id)[-SIGNALS_MAX:]
             signals = (*continuation.signals, signal)[-SIGNALS_MAX:]
             return replace(continuation, heard=heard, signals=signals)
+        case ev.FloorRaised(floor=more):
+            floor = taints.raised(continuation.floor, more)
+            return replace(continuation, floor=floor) if floor is not None else None
+        case ev.Returned():
+            return _return(agents, continuation, event)
         case ev.Turned() | ev.Noted() | ev.Asked():
             return continuation
     root = _change_root(agents, continuation.root, event)
@@ -225,13 +234,12 @@ def _change_root(agents: Agents, root: Frame, event: ev.Event) -> Frame | None:
             return _turn(root, event, lambda frame: _shorter(frame, compaction))
         case ev.Judged():
             return tree.at_call(root, event.call, lambda frame, call: calls.judge(agents, frame, call, event))
-        case ev.Returned():
-            return _attempt(root, event, "intent", lambda _, call: calls.finish(call, event))
         case ev.CallLost():
             return _attempt(root, event, "intent", lambda frame, call: calls.lose(call, frame, event.at))
         case ev.Said(message=message) if message is not None:
             heard = replies.again(root) if event.interrupt and root.turn.sent else root
-            return replace(heard, inbox=(*root.inbox, message))
+            known = taints.merged(root.taints, taints.said(event.taints, "message"))
+            return replace(heard, inbox=(*root.inbox, message), taints=known)
         case ev.Cancelled():
             return ending.cancelled(root)
         case ev.GaveUp(error=error):
@@ -289,6 +297,17 @@ def _intend(agents: Agents, continuation: Continuation, event: ev.Intended) -> C
     return replace(continuation, root=root) if root is not None else None
 
 
+def _return(agents: Agents, continuation: Continuation, event: ev.Returned) -> Continuation | None:
+    """Take what a tool returned, with what it says of its results."""
+
+    def end(frame: Frame, call: Call) -> Call:
+        known = taints.flow(agents, frame, call, continuation.floor).taints
+        return taints.tainted(calls.finish(call, event), known) if known else calls.finish(call, event)
+
+    root = _attempt(continuation.root, event, "intent", end)
+    return replace(continuation, root=root) if root is not None else None
+
+
 def _attempt(
     root: Frame,
     event: ev.Intended | ev.Returned | ev.CallLost,
@@ -317,7 +336,7 @@ def _launch(agents: Agents, continuation: Continuation, at: datetime) -> Continu
     return continuation if root is continuation.root else replace(continuation, root=root)
 
 
-def _match(continuation: Continuation, at: datetime) -> Continuation:
+def _match(agents: Agents, continuation: Continuation, at: datetime) -> Continuation:
     """Give every signal, the first one first, to the oldest call that waits for an event of its name."""
     waiting = [wait for wait in pending(continuation) if wait.kind == "event" and (wait.expires_at or at) >= at]
     waiting.sort(key=lambda wait: wait.created_at)
@@ -328,12 +347,9 @@ def _match(continuation: Continuation, at: datetime) -> Continuation:
             left.append(signal)
             continue
         waiting.remove(wait)
-        root = tree.at_call(root, wait.call, _heard(signal.data)) or root
+        hear = calls.hearing(agents, continuation.floor, signal)
+        root = tree.at_call(root, wait.call, hear) or root
     return replace(continuation, root=root, signals=tuple(left))
-
-
-def _heard(data: str) -> Callable[[Frame, Call], Call]:
-    return lambda _, call: calls.close(call, "answered", data)
 
 
 def _seal(before: Continuation, after: Continuation, event: ev.Event) -> Continuation:

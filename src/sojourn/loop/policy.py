@@ -84,6 +84,8 @@ class Policy(Plain, frozen=True):
     """How questions are put, where the rule does not say it."""
     barrier: bool = False
     """No call of a step runs before every question of that step is answered."""
+    outward: Verdict = "ask"
+    """What becomes of a call that sends outward, in a frame that has read what is private and what is untrusted."""
     loop_guard: bool = True
     """Whether an agent that goes round in circles is told so once, and then stopped for a person to look."""
 

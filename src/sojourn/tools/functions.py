@@ -15,7 +15,7 @@ import contextlib
 import inspect
 import threading
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points
 from typing import Any, overload
 
@@ -23,6 +23,7 @@ import msgspec
 
 from sojourn.errors import Invalid
 from sojourn.loop import agent
+from sojourn.loop.continuation import Flow
 from sojourn.tools.tool import Arguments, Context, Outcome, parse, schema
 
 GROUP = "sojourn.tools"
@@ -33,11 +34,16 @@ Function = Callable[..., Any]
 class FunctionTool:
     """A Python function as a tool. A parameter named `context` gets the call's Context and is not the model's."""
 
-    def __init__(self, function: Function, effect: agent.EffectClass, name: str) -> None:
+    def __init__(self, function: Function, effect: agent.EffectClass, name: str, flow: Flow) -> None:
         self.function = function
         self.arguments, self.wants_context = _typed(function, name)
         self.definition = agent.Tool(
-            name=name, description=inspect.getdoc(function) or "", schema=schema(self.arguments), effect=effect
+            name=name,
+            description=inspect.getdoc(function) or "",
+            schema=schema(self.arguments),
+            effect=effect,
+            taints=flow.taints,
+            outward=flow.outward,
         )
 
     async def run(self, args: str, context: Context) -> Outcome:
@@ -67,12 +73,21 @@ class FunctionTool:
 @overload
 def tool(function: Function) -> FunctionTool: ...
 @overload
-def tool(*, effect: agent.EffectClass = ..., name: str = ...) -> Callable[[Function], FunctionTool]: ...
-def tool(function: Function | None = None, *, effect: agent.EffectClass = "at_most_once", name: str = "") -> Any:
-    """Make a function a tool; its docstring is what the model reads."""
+def tool(
+    *, effect: agent.EffectClass = ..., name: str = ..., taints: Iterable[agent.Taint] = ..., outward: bool = ...
+) -> Callable[[Function], FunctionTool]: ...
+def tool(
+    function: Function | None = None,
+    *,
+    effect: agent.EffectClass = "at_most_once",
+    name: str = "",
+    taints: Iterable[agent.Taint] = (),
+    outward: bool = False,
+) -> Any:
+    """Make a function a tool; its docstring is what the model reads, docs/taints.md tells what the last two are for."""
 
     def wrap(wrapped: Function) -> FunctionTool:
-        return FunctionTool(wrapped, effect, name or wrapped.__name__)
+        return FunctionTool(wrapped, effect, name or wrapped.__name__, Flow(taints=tuple(taints), outward=outward))
 
     return wrap if function is None else wrap(function)
 

@@ -31,6 +31,7 @@ from sojourn.store.commits import MailWaits
 from sojourn.store.rows import Claimed, Commit, LedgerRow, Opened, Release
 from sojourn.store.tenant import usage
 from sojourn.worker.asking import announced
+from sojourn.worker.intake import floors
 from sojourn.worker.intake.screening import Calls
 from sojourn.worker.meter import seen
 from sojourn.worker.parts import Parts, Place, asked_by
@@ -78,6 +79,8 @@ class Drive:
         self.begun: set[Key] = set()
         """Those of them that the lease let begin."""
         self.stopping: list[asyncio.Task[None]] = []
+        for raised in floors.told(parts, agents, self.state):
+            self.happened.put_nowait(raised)
         for event in in_flight(self.state, self.state.updated_at):
             self.happened.put_nowait(seen(event, opened.streamed, self.state.prices))
         self.deliver(opened.inbox)

@@ -224,17 +224,7 @@ def _agent(row: AgentRow, live: shapes.Version | None = None) -> shapes.AgentSee
 
 
 def _seen(row: VersionRow, agent: Agent) -> shapes.Version:
-    tools = (
-        shapes.ToolSeen(
-            name=tool.name,
-            description=tool.description,
-            schema=msgspec.Raw(tool.schema.encode()),
-            effect=tool.effect,
-            executor=tool.executor,
-            agent=tool.agent,
-        )
-        for tool in agent.tools
-    )
+    tools = map(shapes.tool_seen, agent.tools)
     return shapes.Version(
         name=row.name,
         version=row.version,

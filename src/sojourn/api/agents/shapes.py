@@ -8,11 +8,12 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from sojourn.api.patterns import NAME, whole
-from sojourn.loop.agent import Params, Suspend
+from sojourn.loop.agent import Params, Suspend, Taint, Tool
 from sojourn.loop.policy import Policy
 
 Name = Annotated[str, Meta(pattern=whole(NAME), examples=["analyst"])]
 Model = Annotated[str, Meta(min_length=3, max_length=200, examples=["openai:gpt-5-mini"])]
+Taints = Annotated[tuple[Taint, ...], Meta(max_length=2)]
 Count = Annotated[int, Meta(ge=1, le=10**12)]
 Dollars = Annotated[Decimal, Meta(description="US dollars, best as a decimal string.", examples=["0.50"])]
 
@@ -32,7 +33,9 @@ class LimitsSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class ToolSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """A tool of the caller (name and schema: its calls wait for you), or a sub-agent (agent)."""
+    """A tool of the caller (name and schema: its calls wait for you), a sub-agent (agent), or a server tool (name) of
+    which you say more than the server does.
+    """
 
     name: Annotated[str, Meta(pattern=whole("[A-Za-z0-9_-]{1,64}"))] | None = None
     description: Annotated[str, Meta(max_length=8000)] = ""
@@ -40,6 +43,10 @@ class ToolSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """The JSON Schema of the arguments, of type object."""
     agent: Name | None = None
     """The agent whose live version answers a call of this tool; it is pinned when this version is made."""
+    taints: Taints = ()
+    """What its results are."""
+    outward: bool = False
+    """It can send something to where your word does not reach."""
 
 
 class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -91,6 +98,24 @@ class ToolSeen(msgspec.Struct, frozen=True, kw_only=True):
     """Who runs it: the server, the client (the caller), or an agent."""
     agent: str | None = None
     """The digest of the sub-agent's version."""
+    taints: tuple[Taint, ...] = ()
+    """What its results are: private, or untrusted."""
+    outward: bool = False
+    """It can send something to where the tenant's word does not reach."""
+
+
+def tool_seen(tool: Tool) -> ToolSeen:
+    """Show a tool to a caller."""
+    return ToolSeen(
+        name=tool.name,
+        description=tool.description,
+        schema=msgspec.Raw(tool.schema.encode()),
+        effect=tool.effect,
+        executor=tool.executor,
+        agent=tool.agent,
+        taints=tool.taints,
+        outward=tool.outward,
+    )
 
 
 class Version(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,8 +17,10 @@ from sojourn.api.parts import Api
 from sojourn.errors import Invalid
 from sojourn.loop.agent import Agent, Tool, digest
 from sojourn.loop.budget import Limits
+from sojourn.loop.continuation import Flow
 from sojourn.loop.messages import Usage
 from sojourn.loop.policy import CHOICES_MAX, CONDITIONS_MAX, WILDCARDS_MAX, Policy, heavy
+from sojourn.loop.step.taints import more_of
 
 SubAgent = Callable[[str, str], Awaitable[Agent]]
 """The live version of an agent by name; the second argument points at who asked. Raises Invalid."""
@@ -150,6 +152,8 @@ async def _tool(parts: Api, wanted: str | ToolSpec, pointer: str, sub_agent: Sub
         if wanted.schema is not None:
             raise Invalid("A sub-agent has no schema of its own: its argument is `input`.", pointer=f"{pointer}/schema")
         return await _agent_tool(wanted, pointer, sub_agent)
+    if wanted.name is not None and wanted.schema is None and (wanted.taints or wanted.outward):
+        return more_of(_server_tool(parts, wanted.name, f"{pointer}/name"), _flow(wanted))
     if wanted.name is None:
         raise Invalid("A tool of yours needs a name; a sub-agent is {agent: name}.", pointer=pointer)
     if wanted.schema is None:
@@ -158,7 +162,12 @@ async def _tool(parts: Api, wanted: str | ToolSpec, pointer: str, sub_agent: Sub
             pointer=f"{pointer}/schema",
         )
     text = msgspec.json.encode(wanted.schema).decode()
-    return Tool(name=wanted.name, description=wanted.description, schema=text, executor="client")
+    tool = Tool(name=wanted.name, description=wanted.description, schema=text, executor="client")
+    return more_of(tool, _flow(wanted))
+
+
+def _flow(wanted: ToolSpec) -> Flow:
+    return Flow(taints=wanted.taints, outward=wanted.outward)
 
 
 def _server_tool(parts: Api, name: str, pointer: str) -> Tool:
@@ -176,7 +185,8 @@ async def _agent_tool(wanted: ToolSpec, pointer: str, sub_agent: SubAgent) -> To
     sub = await sub_agent(wanted.agent, f"{pointer}/agent")
     name = wanted.name or "".join(c if c.isalnum() or c in "_-" else "_" for c in wanted.agent)
     text = wanted.description or f"Give a task to the agent {wanted.agent} and read its answer."
-    return Tool(name=name, description=text, schema=TASK, effect="read", executor="agent", agent=digest(sub))
+    tool = Tool(name=name, description=text, schema=TASK, effect="read", executor="agent", agent=digest(sub))
+    return more_of(tool, _flow(wanted))
 
 
 def _check_schemas(tools: Sequence[str | ToolSpec]) -> None:

@@ -21,6 +21,7 @@ from sojourn.loop.agent import Agent, Suspend, ref
 from sojourn.loop.budget import Limits
 from sojourn.loop.events import Began
 from sojourn.loop.machine import begin
+from sojourn.loop.step import taints
 from sojourn.store import runs
 from sojourn.store.budgets import pools
 from sojourn.store.db import Connection
@@ -73,6 +74,7 @@ async def drafted(ask: Acting, connection: Connection, wanted: CreateRun) -> New
     run_id = parts.new_id("run")
     message = await heard(ask, connection, run_id, wanted.input)
     session_id = parts.new_id("ses") if wanted.session is None else wanted.session
+    before = await runs.conversation(connection, session_id) if wanted.session else runs.Conversation()
     event = Began(
         at=parts.now(),
         run_id=run_id,
@@ -82,8 +84,9 @@ async def drafted(ask: Acting, connection: Connection, wanted: CreateRun) -> New
         agent=ref(agent),
         limits=_limits(ask, agent, wanted.limits),
         suspend=wanted.suspend if wanted.agent is not None else Suspend(),
-        history=await runs.history(connection, session_id) if wanted.session else (),
+        history=before.segments,
         message=message,
+        taints=taints.merged(taints.said(wanted.taints, "input"), before.taints),
     )
     below = await _below(connection, agent)
     if any(limits.usd_micros is not None for limits in (event.limits, *(one.limits for one in below))):

@@ -1,5 +1,6 @@
 """The handlers of /v1/runs but for its events."""
 
+from collections.abc import Iterable
 from typing import Annotated
 
 import msgspec
@@ -16,7 +17,7 @@ from sojourn.api.runs import shapes, trace, wait
 from sojourn.api.runs.create import create
 from sojourn.api.runs.hear import heard
 from sojourn.errors import Conflict
-from sojourn.loop.continuation import Wait
+from sojourn.loop.continuation import Origin, Wait
 from sojourn.loop.events import Cancelled, Said
 from sojourn.loop.messages import Message
 from sojourn.store import runs
@@ -75,10 +76,11 @@ async def get(ask: Ask[None, None]) -> Answer:
         run = await runs.get(connection, ask.names["run_id"])
         limit = ask.parts.settings.tenant_runs_max
         waits_for = await held_back(connection, run.id, tenant_runs_max=limit) if run.status == "queued" else None
+        known = await runs.taints(connection, run.id)
     etag = f'"{run.seq}"'
     if ask.http.headers.get("If-None-Match") == etag:
         return Answer(status=304, headers={"ETag": etag})
-    return Answer(body=replace(seen(run), held_back=waits_for), headers={"ETag": etag})
+    return Answer(body=replace(seen(run), held_back=waits_for, taints=tainted(known)), headers={"ETag": etag})
 
 
 async def page(ask: Ask[None, ListQuery]) -> Answer:
@@ -122,7 +124,8 @@ async def say(ask: Ask[shapes.Say, None]) -> Answer:
 
     async def work(connection: Connection) -> Answer:
         message = await heard(ask, connection, ask.parts.new_id("msg"), given())
-        await runs.post(connection, run_id, Said(at=ask.parts.now(), message=message, interrupt=ask.body.interrupt))
+        event = Said(at=ask.parts.now(), message=message, interrupt=ask.body.interrupt, taints=ask.body.taints)
+        await runs.post(connection, run_id, event)
         return Answer(status=202, body=shapes.Heard(accepted=True), rings=mailed(run_id))
 
     return await once(ask, work)
@@ -187,6 +190,11 @@ def seen(run: RunRow) -> shapes.Run:
         finished_at=run.finished_at,
         rev=run.seq,
     )
+
+
+def tainted(known: Iterable[Origin]) -> tuple[shapes.TaintSeen, ...]:
+    """Show a caller what a run has read."""
+    return tuple(shapes.TaintSeen(taint=one.taint, source=one.source, tool=one.tool) for one in known)
 
 
 def waiting(run_id: str, one: Wait) -> shapes.OpenWait:

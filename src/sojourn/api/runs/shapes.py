@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from sojourn.api.agents.shapes import LimitsSeen, Spec, dollars
+from sojourn.api.agents.shapes import LimitsSeen, Spec, Taints, dollars
 from sojourn.api.patterns import DIGEST, whole
+from sojourn.loop.agent import Taint
 from sojourn.loop.budget import Bill
 from sojourn.loop.messages import Usage as Tokens
 from sojourn.store.rows import PRIORITY_MAX, Status
@@ -67,6 +68,8 @@ class CreateRun(Spec, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A version of the named agent, in place of the live one."""
     session: Id | None = None
     """The session to go on with; none makes a new one."""
+    taints: Taints = ()
+    """What the input is."""
     labels: Labels = {}
     priority: Priority = 0
     """Higher ones are claimed first, among the runs of your tenant; tenants take turns."""
@@ -96,6 +99,8 @@ class Say(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     input: Input
     interrupt: bool = False
     """Give up the model call that is in flight, and make it again with the message."""
+    taints: Taints = ()
+    """What the message is."""
 
 
 class Heard(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,6 +143,16 @@ class RunAgent(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     """0 where it was written out in the request."""
     digest: str
+
+
+class TaintSeen(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run's root frame has read, and where it came from first."""
+
+    taint: Taint
+    source: str
+    """A call, an earlier run of the session, or `input`, `message` or `signal`."""
+    tool: str
+    """The tool that was called, where one was."""
 
 
 class OpenWait(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,6 +201,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     finished_at: datetime | None
     rev: int
     """Counts the run's events; it is the ETag too."""
+    taints: tuple[TaintSeen, ...] | None = None
+    """What it has read that is private or untrusted; told where one run is asked for."""
     held_back: HeldBack | None = None
     """The limit that keeps a queued run from beginning, where one does; not in lists."""
 

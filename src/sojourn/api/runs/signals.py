@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 from msgspec.structs import replace
 
+from sojourn.api.agents.shapes import Taints
 from sojourn.api.approvals import judge
 from sojourn.api.approvals.shapes import Noted
 from sojourn.api.guardrails.screen import screened
@@ -39,6 +40,8 @@ class Happened(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """What the model reads."""
     id: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
     """The same id twice is one event."""
+    taints: Taints = ()
+    """What the data is."""
 
 
 class Delivered(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +64,7 @@ async def signal(ask: Ask[Happened, None]) -> Answer:
     """Tell a run that something happened."""
     body = ask.body
     event = _event(ask, body.id or ask.parts.new_id("sig"), body.name, body.data)
+    event = replace(event, signal=replace(event.signal, taints=body.taints))
     data = await screened(ask, "input", event.signal.data, pointer="/data")
 
     async def work(connection: Connection) -> Answer:
@@ -81,6 +85,7 @@ async def deliver(ask: Ask[Delivered, None]) -> Answer:
     """Take a signed webhook."""
     run_id, message_id = ask.names["run_id"], ask.http.headers.get("webhook-id", "")
     event = _event(ask, f"hook:{message_id}", ask.body.type, ask.body.data)
+    event = replace(event, signal=replace(event.signal, taints=("untrusted",)))  # whoever sends it, it is not of here
     handle = await _verified(ask, run_id, message_id)
     tenant = handle.partition("|")[0]
     data = (await screened(ask, "input", event.signal.data, pointer="/data", tenant=tenant))()

@@ -30,8 +30,9 @@ from sojourn.loop.events import Adopted, ModelLost
 from sojourn.loop.machine import apply, begin, in_flight
 from sojourn.loop.messages import Message, Plain
 from sojourn.loop.policy import gate
-from sojourn.loop.step.calls import Agents
+from sojourn.loop.step.calls import Agents, stop_sending
 from sojourn.loop.step.ending import settle
+from sojourn.loop.step.taints import below
 from sojourn.loop.step.waits import arguments, ask, bind, may_run, parsed, visible
 
 
@@ -111,7 +112,8 @@ def _carried(agents: Agents, source: Continuation, at: datetime) -> Continuation
         unpaid = replace(lost, bill=None) if isinstance(lost, ModelLost) else lost  # the run that asked pays
         source = apply(agents, source, unpaid)
     wait = _unvoted(source.wait)
-    return replace(source, wait=wait, root=source.root if source.root.ended else _unallowed(agents, source.root, at))
+    root = source.root if source.root.ended else _unallowed(agents, source.root, at)
+    return stop_sending(agents, replace(source, wait=wait, root=root), at)
 
 
 def _unallowed(agents: Agents, frame: Frame, at: datetime) -> Frame:
@@ -125,7 +127,8 @@ def _asked(agents: Agents, frame: Frame, call: Call, at: datetime) -> Call:
         return call
     if call.child is not None:
         return replace(call, judged="", child=_unallowed(agents, call.child, at))
-    call = replace(call, judged="")
+    still = call.wait is not None and call.wait.kind == "approval" and call.sending == "asked"
+    call = replace(call, judged="", sending="asked" if still else None)
     title = may_run(frame, call)
     if call.wait is not None:
         asked = call.wait.kind in ("approval", "outcome_unknown")
@@ -171,6 +174,7 @@ def _cut(source: Continuation, step: int, *, more: bool) -> Continuation:
         messages=root.messages[: stops[step]],
         waits=root.waits,
         marks=Marks(turns=step, circle=step),
+        taints=below(root),
     )
     return replace(source, root=fresh, spent=Spent(), wait=None, signals=(), heard=())
 

@@ -9,14 +9,16 @@ takes nothing away from those beside it.
     LEVEL 1    what calls cost that gave no reply, pinned prices, and what a run cost that ended
     LEVEL 2    pools of a day: the event Unfunded, the wait day_budget
     LEVEL 3    what guardrails did: Judged, a reply withheld, a call judged, facts about them
+    LEVEL 4    taints, tools that send outward, and what becomes of their calls
 """
 
 from typing import Final
 
-from sojourn.loop.continuation import Continuation, frames
-from sojourn.loop.events import Judged, Noted, Replied, Unfunded
+from sojourn.loop.agent import Agent
+from sojourn.loop.continuation import Continuation, Frame, Signal, frames
+from sojourn.loop.events import Began, FloorRaised, Judged, Noted, Replied, Said, Signalled, Unfunded
 
-LEVEL: Final = 3
+LEVEL: Final = 4
 """What this release can read."""
 
 
@@ -25,6 +27,12 @@ def needed(value: object) -> int:
     match value:
         case Continuation():
             return _needed(value)
+        case Agent(tools=tools, policy=policy):
+            return 4 if policy.outward != "ask" or any(tool.taints or tool.outward for tool in tools) else 0
+        case FloorRaised():
+            return 4
+        case Began(taints=known) | Said(taints=known) | Signalled(signal=Signal(taints=known)) if known:
+            return 4
         case Judged() | Noted(kind="guardrails.in_force" | "guardrail.acted"):
             return 3
         case Replied(withheld=why) if why:
@@ -37,11 +45,19 @@ def needed(value: object) -> int:
 def _needed(run: Continuation) -> int:
     spent = run.spent
     level = int(run.root.ended or bool(run.prices or spent.estimated or spent.unpriced))
-    for frame in frames(run.root):
-        if frame.turn.withheld or any(call.judged for call in frame.calls):
-            return 3
-        if frame.wait is not None and frame.wait.kind == "day_budget":
-            level = 2
-        elif frame.turn.least:
-            level = level or 1
-    return level
+    if run.floor is not None or any(signal.taints for signal in run.signals):
+        return 4
+    return max(level, *map(_of_frame, frames(run.root)))
+
+
+def _of_frame(frame: Frame) -> int:
+    if frame.taints:
+        return 4
+    level = 3 if frame.turn.withheld else 0
+    for call in frame.calls:
+        if call.taints or call.sending:
+            return 4
+        if call.judged:
+            level = 3
+    day = 2 if frame.wait is not None and frame.wait.kind == "day_budget" else 0
+    return level or day or int(frame.turn.least is not None)

@@ -12,10 +12,24 @@ from typing import Any
 from msgspec.structs import replace
 
 from sojourn.loop.agent import Agent, Executor, Tool, digest, ref
-from sojourn.loop.continuation import Attempt, Call, CallState, Frame, ToolRef, Turn, Wait
+from sojourn.loop.continuation import (
+    Attempt,
+    Call,
+    CallState,
+    Continuation,
+    Floor,
+    Frame,
+    Signal,
+    ToolRef,
+    Turn,
+    Wait,
+    frames,
+)
 from sojourn.loop.events import Judged, Replied, Returned
 from sojourn.loop.messages import observed, said
-from sojourn.loop.policy import Asking, Gate, gate
+from sojourn.loop.policy import Asking, Gate, Verdict, gate
+from sojourn.loop.step import taints
+from sojourn.loop.step.tree import at_frame, put
 from sojourn.loop.step.waits import arguments, ask, asked, bound, may_run, parsed, visible
 
 DEPTH_MAX = 16
@@ -76,7 +90,7 @@ def _use_grant(frame: Frame, call: Call, at: datetime) -> Frame | None:
     """The frame with one use less of a grant that fits the call; None where none does."""
     for i, grant in enumerate(frame.grants):
         fits = (grant.tool_digest, grant.ask) == (call.tool.digest, asked(call))
-        fits = fits and grant.args_digest in (None, bound(call))
+        fits = fits and grant.args_digest in (None, bound(call)) and grant.sending == (call.sending is not None)
         if fits and grant.left > 0 and (grant.expires_at is None or at < grant.expires_at):
             left = replace(grant, left=grant.left - 1)
             return replace(frame, grants=(*frame.grants[:i], left, *frame.grants[i + 1 :]))
@@ -91,11 +105,57 @@ def judge(agents: Agents, frame: Frame, call: Call, event: Judged) -> Call | Non
         return close(call, "denied", event.reason)
     if call.judged == event.by:
         return None
-    asking = call.gate.ask if call.gate is not None and call.gate.ask else agents[frame.agent.digest].policy.ask
-    call = replace(call, judged=event.by, gate=Gate("ask", event.reason, asking))
+    call = replace(call, judged=event.by, gate=Gate("ask", event.reason, _asking(agents, frame, call)))
     if call.wait is not None and call.wait.kind == "approval":
         return call
     return ask(replace(call, child=None), "approval", frame=frame.id, at=event.at, title=may_run(frame, call))
+
+
+def _asking(agents: Agents, frame: Frame, call: Call) -> Asking:
+    """How a question is put that the policy's rules do not ask."""
+    return call.gate.ask if call.gate is not None and call.gate.ask else agents[frame.agent.digest].policy.ask
+
+
+# ---- what may not be sent unseen -------------------------------------------------------------
+
+
+def stop_sending(agents: Agents, continuation: Continuation, at: datetime) -> Continuation:
+    """Ask about every call that would send outward from a frame with both taints, and has not begun; or deny it."""
+    root = continuation.root
+    if taints.clean(root):
+        return continuation
+    for frame in frames(root):
+        if frame.calls and not frame.ended and len(taints.read(frame)) == 2:
+            root = at_frame(root, frame.id, lambda one: _stop_sending(agents, continuation.floor, one, at)) or root
+    return continuation if root is continuation.root else replace(continuation, root=root)
+
+
+def _stop_sending(agents: Agents, floor: Floor | None, frame: Frame, at: datetime) -> Frame | None:
+    verdict = taints.strictest(agents[frame.agent.digest].policy.outward, floor.outward if floor else "allow")
+    sending = [call for call in frame.calls if _sends(agents, floor, frame, call)] if verdict != "allow" else []
+    for call in sending:
+        frame = put(*_stop_call(agents, frame, call, verdict, at=at))
+    return frame if sending else None
+
+
+def _sends(agents: Agents, floor: Floor | None, frame: Frame, call: Call) -> bool:
+    """Whether a call sends outward, has not begun, and nobody was asked about that."""
+    asked = call.wait is not None and call.wait.kind == "approval"
+    still = call.sending is None and call.child is None and (call.state == "authorized" or asked)
+    return still and taints.flow(agents, frame, call, floor).outward
+
+
+def _stop_call(agents: Agents, frame: Frame, call: Call, verdict: Verdict, *, at: datetime) -> tuple[Frame, Call]:
+    reason = taints.why(frame)
+    if verdict == "deny":
+        text = f"The policy does not allow this call. {reason}"
+        return frame, close(replace(call, gate=Gate("deny", reason)), "denied", text)
+    if call.gate is not None and call.gate.verdict == "ask":
+        reason = f"{call.gate.reason} {reason}".lstrip()
+    call = replace(call, sending="asked", gate=Gate("ask", reason, _asking(agents, frame, call)))
+    if (granted := _use_grant(frame, call, at)) is not None:
+        return granted, authorize(replace(call, sending="approved"))
+    return frame, ask(call, "approval", frame=frame.id, at=at, title=may_run(frame, call))
 
 
 def _bind(tool: Tool) -> ToolRef:
@@ -145,9 +205,10 @@ def _begin_child(agents: Agents, call: Call, frame: Frame) -> Call:
     agent = agents[tool.agent]
     task = parsed(arguments(call)).get("input")
     words = said(call.uid, task if isinstance(task, str) else arguments(call))
+    known = taints.merged(taints.read(frame), taints.tainted(call, tool.taints).taints)
     # One that was called back before it was written may have announced attempts; none is announced twice.
     turn = Turn(attempt=1 + call.waits if call.judged else 1)
-    child = Frame(id=call.uid, agent=ref(agent), limits=agent.limits, turn=turn, messages=(words,))
+    child = Frame(id=call.uid, agent=ref(agent), limits=agent.limits, turn=turn, messages=(words,), taints=known)
     return replace(call, child=child)
 
 
@@ -227,6 +288,16 @@ def finish(call: Call, event: Returned) -> Call:
     state: CallState = "failed" if event.failed else "succeeded"
     result = event.message or observed(call.uid, call.provider_id, "", error=event.failed)
     return replace(call, state=state, attempts=(*call.attempts[:-1], attempt), result=result)
+
+
+def hearing(agents: Agents, floor: Floor | None, signal: Signal) -> Callable[[Frame, Call], Call]:
+    """What ends a call that waited for an event, with what the event and the tool bring."""
+
+    def hear(frame: Frame, call: Call) -> Call:
+        known = taints.flow(agents, frame, call, floor).taints
+        return taints.tainted(close(call, "answered", signal.data), (*signal.taints, *known))
+
+    return hear
 
 
 def lose(call: Call, frame: Frame, at: datetime) -> Call:

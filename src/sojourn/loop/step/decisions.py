@@ -10,7 +10,7 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
-from sojourn.loop.agent import digest
+from sojourn.loop.agent import Taint, digest
 from sojourn.loop.budget import Limits, exhausted
 from sojourn.loop.continuation import (
     Call,
@@ -28,6 +28,7 @@ from sojourn.loop.continuation import (
 from sojourn.loop.events import Decided
 from sojourn.loop.messages import said
 from sojourn.loop.policy import gate
+from sojourn.loop.step import taints
 from sojourn.loop.step.calls import Agents, authorize, close
 from sojourn.loop.step.ending import failed
 from sojourn.loop.step.tree import at_frame, put, with_call
@@ -188,11 +189,18 @@ def _answered(agents: Agents, frame: Frame, call: Call, event: Decided) -> tuple
         case "reject":
             return frame, close(call, "rejected", f"A person rejected this call. {event.reason}".rstrip())
         case "answer":
-            return frame, close(call, "failed" if event.failed else "answered", event.text)
+            closed = close(call, "failed" if event.failed else "answered", event.text)
+            return frame, taints.tainted(closed, _of_client(agents, frame, call))
         case "cancel":
             return frame, close(call, "cancelled", f"Nobody knows whether this ran. Leave it. {event.reason}".rstrip())
         case _:  # mark_done
             return frame, close(call, "succeeded", event.text or "A person confirmed that this was done.")
+
+
+def _of_client(agents: Agents, frame: Frame, call: Call) -> tuple[Taint, ...]:
+    """What an answer is: a client's is what its tool says; a person's is neither private nor untrusted."""
+    assert call.wait is not None
+    return taints.flow(agents, frame, call, None).taints if call.wait.kind == "client_tool" else ()
 
 
 def _approve(frame: Frame, call: Call, event: Decided) -> tuple[Frame, Call]:
@@ -208,7 +216,7 @@ def _approve(frame: Frame, call: Call, event: Decided) -> tuple[Frame, Call]:
         note = f"A person changed the arguments of your call of {call.tool.name} before it ran, to: "
         told = said(f"{call.uid}!", f"{note}{call.args_effective}\n{event.reason}".rstrip())
         frame = replace(frame, inbox=(*frame.inbox, told))
-    return frame, authorize(call)
+    return frame, authorize(replace(call, sending="approved") if call.sending else call)
 
 
 def _edited(agents: Agents, frame: Frame, call: Call, event: Decided) -> Call:
@@ -232,6 +240,7 @@ def _granted(frame: Frame, call: Call, wait: Wait, event: Decided) -> Frame:
         args_digest=bound(call) if event.grant.same_arguments else None,
         left=event.grant.count,
         expires_at=event.grant.expires_at,
+        sending=call.sending == "asked",
     )
     return replace(frame, grants=(*frame.grants, grant)[-GRANTS_MAX:])
 

@@ -3,6 +3,7 @@
 from msgspec.structs import replace
 
 from sojourn.loop.continuation import SETTLED, Call, Failure, Frame
+from sojourn.loop.step import taints
 from sojourn.loop.step.calls import close
 
 
@@ -12,7 +13,9 @@ def settle(frame: Frame) -> Frame:
         frame = replace(frame, calls=tuple(_settle_call(call) for call in frame.calls))
         if all(call.state in SETTLED for call in frame.calls):
             results = tuple(call.result for call in frame.calls if call.result is not None)
-            frame = replace(frame, state="ready", calls=(), messages=(*frame.messages, *results))
+            frame = replace(
+                frame, state="ready", calls=(), messages=(*frame.messages, *results), taints=taints.read(frame)
+            )
     if frame.state == "ready" and frame.inbox and not frame.turn.sent:
         frame = replace(frame, messages=(*frame.messages, *frame.inbox), inbox=())
     return frame
@@ -23,10 +26,11 @@ def _settle_call(call: Call) -> Call:
         return call
     child = settle(call.child)
     if child.state == "done":
-        return close(call, "succeeded", child.result or "")
+        return replace(close(call, "succeeded", child.result or ""), taints=taints.below(child))
     if child.ended:
         detail = child.error.detail if child.error else "It was cancelled."
-        return close(call, "failed", f"The sub-agent {child.agent.name} did not finish. {detail}")
+        text = f"The sub-agent {child.agent.name} did not finish. {detail}"
+        return replace(close(call, "failed", text), taints=taints.below(child))
     return replace(call, child=child)
 
 

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from sojourn.loop.agent import digest
 from sojourn.loop.continuation import Call, CallState, Decision, Frame, Wait, WaitKind
 from sojourn.loop.policy import Asking
+from sojourn.loop.step.taints import why
 
 ARGS_DEPTH_MAX = 64
 """How deep arguments may be nested: what is read here must be readable everywhere, however deep the caller stands."""
@@ -52,8 +53,9 @@ def bind(wait: Wait, call: Call) -> Wait:
 
 
 def may_run(frame: Frame, call: Call) -> str:
-    """The title of the question whether a call may run."""
-    return f"May {frame.agent.name} run {call.tool.name}?"
+    """The title of the question whether a call may run, and why that is asked of one that sends."""
+    title = f"May {frame.agent.name} run {call.tool.name}?"
+    return visible(f"{title} {why(frame)}") if call.sending == "asked" else title
 
 
 def _asking(call: Call, kind: WaitKind) -> Asking:

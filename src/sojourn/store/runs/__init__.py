@@ -15,12 +15,20 @@ The rule: nothing here looks past the tenant of the connection's handle.
 from sojourn.store.runs.adoption import adopt, arrive, source
 from sojourn.store.runs.creation import create
 from sojourn.store.runs.deciding import Asked, asked, decided
-from sojourn.store.runs.journal import continuation, events, history, transcript, verify_chain
+from sojourn.store.runs.journal import (
+    Conversation,
+    continuation,
+    conversation,
+    events,
+    taints,
+    transcript,
+    verify_chain,
+)
 from sojourn.store.runs.mailing import post
 from sojourn.store.runs.quarantine import quarantine, retry
 from sojourn.store.runs.reading import dead, get, page, waiting
 
 __all__ = [
-    "Asked", "adopt", "arrive", "asked", "continuation", "create", "dead", "decided", "events", "get", "history",
-    "page", "post", "quarantine", "retry", "source", "transcript", "verify_chain", "waiting",
+    "Asked", "Conversation", "adopt", "arrive", "asked", "continuation", "conversation", "create", "dead", "decided",
+    "events", "get", "page", "post", "quarantine", "retry", "source", "taints", "transcript", "verify_chain", "waiting",
 ]  # fmt: skip

@@ -13,11 +13,12 @@ from msgspec.structs import replace
 
 from sojourn.errors import NotFound, TooNew
 from sojourn.loop import events as ev
-from sojourn.loop.continuation import Continuation, Segment, frames
+from sojourn.loop.continuation import Continuation, Origin, Segment, frames
 from sojourn.loop.machine import link
 from sojourn.loop.messages import Message
 from sojourn.loop.moving.adoption import bodies
 from sojourn.loop.moving.levels import LEVEL
+from sojourn.loop.step.taints import below, merged
 from sojourn.store.db import Connection
 from sojourn.store.runs.snapshots import body, thaw, whole
 
@@ -161,7 +162,38 @@ def places(snapshot: Continuation) -> tuple[list[str], list[str], list[int], lis
     )
 
 
-async def history(conn: Connection, session_id: str) -> tuple[Segment, ...]:
+class _Tainted(msgspec.Struct, frozen=True):
+    """Of a frame or a call, in whatever release's snapshot, what was read."""
+
+    taints: tuple[dict[str, str], ...] = ()
+    calls: tuple["_Tainted", ...] = ()
+
+
+class _Run(msgspec.Struct, frozen=True):
+    root: _Tainted
+
+
+_tainted = msgspec.json.Decoder(_Run)
+
+
+async def taints(conn: Connection, run_id: str) -> tuple[Origin, ...]:
+    """Say what a run's root frame has read, for a reader to see. Raises NotFound."""
+    row = await conn.fetchrow(SNAPSHOT, run_id)
+    if row is None:
+        raise NotFound(f"There is no run {run_id}.")
+    root = _tainted.decode(row["snapshot"]).root
+    found = (one for place in (root, *root.calls) for one in place.taints)
+    return merged(Origin(one["taint"], one["source"], one.get("tool", "")) for one in found)  # type: ignore[arg-type]
+
+
+class Conversation(NamedTuple):
+    """What was said in a session, and what was read."""
+
+    segments: tuple[Segment, ...] = ()
+    taints: tuple[Origin, ...] = ()
+
+
+async def conversation(conn: Connection, session_id: str) -> Conversation:
     """Name the messages of a session's conversation, as its last finished run left it; that run stays until the
     transaction ends.
 
@@ -169,11 +201,12 @@ async def history(conn: Connection, session_id: str) -> tuple[Segment, ...]:
     """
     row = await conn.fetchrow(LAST_OF_SESSION, session_id)
     if row is None:
-        return ()
+        return Conversation()
     last = thaw(for_us(row))
     start = last.root.history[-1].stop if last.root.history else 0
     stop = last.root.length - (1 if last.root.calls else 0)
-    return (*last.root.history, Segment(last.run_id, start, stop))
+    known = tuple(replace(origin, source=last.run_id) for origin in below(last.root))
+    return Conversation((*last.root.history, Segment(last.run_id, start, stop)), known)
 
 
 async def verify_chain(conn: Connection, run_id: str) -> bool:
