@@ -138,6 +138,8 @@ def relieve(cells: Sequence[Cell], tick: int) -> Iterator[Tenant]:
 
 def fair(asked: Sequence[float], room: float, most: float) -> list[float]:
     """Share `room` so that nobody can have more without one who has less having it taken; nobody above `most`."""
+    if sum(asked) < 0.99 * room and max(asked, default=0.0) <= most:
+        return list(asked)
     served, left = [0.0] * len(asked), room
     order = sorted(range(len(asked)), key=asked.__getitem__)
     for n, one in enumerate(order):

@@ -19,6 +19,7 @@ import msgspec
 from sojourn.models.simulator import Simulator
 from sojourn.sandboxes.bwrap import BwrapProvider
 from sojourn.store import embedded
+from sojourn.store.roles import Dsns
 from tests.conftest import until
 
 START_S = 60.0
@@ -124,7 +125,7 @@ class Installation:
                     run = await self.get(f"/v1/runs/{run_id}")
                     if run["status"] in (status or ENDED):
                         return run
-                    await asyncio.sleep(0.02)
+                    await asyncio.sleep(0.02 if status else 0.1)  # an end stays, and asking costs
         except TimeoutError:
             raise AssertionError(f"it stays {run and run['status']}: {run}\n{self.tail()}") from None
 
@@ -161,6 +162,15 @@ class Installation:
         await sandboxes.reap(frozenset())
         await sandboxes.close()
         await until(lambda: not embedded.running(self.data_dir))
+
+
+def at(dsns: Dsns) -> dict[str, str]:
+    """The settings of processes that use this database, and start no server of their own."""
+    return {
+        "SOJOURN_DATABASE_URL": dsns.migrate,
+        "SOJOURN_DATABASE_URL_API": dsns.api,
+        "SOJOURN_DATABASE_URL_ENGINE": dsns.engine,
+    }
 
 
 def offer_tools(data_dir: Path, source: str, *names: str) -> dict[str, str]:

@@ -44,6 +44,8 @@ class Billed(Run):
 def test_a_lost_call_costs_what_its_request_does_and_no_step() -> None:
     run = Billed()
     run.ask()
+    [lost] = in_flight(run.state, run.at())
+    assert given_up(run.state, apply(run.agents, run.state, lost), lost) == (), "it says itself what it costs"
     run.moved()
     assert (run.spent.usd_micros, run.spent.input_tokens, run.spent.estimated, run.spent.steps) == (40, 10, 1, 0)
     assert run.root.turn.least is None and run.root.turn.attempt == 2

@@ -39,6 +39,13 @@ def test_a_sub_agent_answers_in_the_calls_place() -> None:
     assert [message.parts[0].text for message in run.root.messages[-2:]] == ["here", "nothing"]  # type: ignore[union-attr]
 
 
+def test_what_is_told_of_a_frame_that_is_not_there_changes_nothing() -> None:
+    run = Run()
+    run.reply(call("help"))
+    error = Failure("model.x", "No model.")
+    assert not run.tell(ev.ModelErred(at=run.at(), frame="/0.7", step=0, attempt=1, error=error))
+
+
 def test_child_fails_parent_sees_error_siblings_unaffected() -> None:
     run = Run()
     run.reply(call("help"), call("look"))

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 from tests.conftest import until
+from tests.installation import at
 from tests.worker.restarted import Company, Follower, company, plays
 
 from sojourn.models.simulator.script import Call, Pacing, Rule, Script, Stall, When
@@ -35,12 +36,7 @@ async def no_commit(dsns: Dsns, run_id: str) -> AsyncIterator[asyncpg.Connection
 
 
 async def test_crash_after_reply_before_commit_reissues_and_resets_stream(dsns: Dsns) -> None:
-    env = {
-        "SOJOURN_DATABASE_URL": dsns.migrate,
-        "SOJOURN_DATABASE_URL_API": dsns.api,
-        "SOJOURN_DATABASE_URL_ENGINE": dsns.engine,
-    }
-    async with company(TALKS, **env) as here:
+    async with company(TALKS, **at(dsns)) as here:
         run_id = await here.run(model="openai:talker", input="go")
         follower = Follower(here, run_id)
         following = asyncio.create_task(follower.read("run.completed"))
@@ -78,8 +74,8 @@ def leases_lost(here: Company) -> int:
     return (here.data_dir / "worker.log").read_text().count("run.lease_lost")
 
 
-async def test_zombie_after_lease_steal_cannot_commit_or_send() -> None:
-    async with company(HANGS, SOJOURN_LEASE_S="4") as here:
+async def test_zombie_after_lease_steal_cannot_commit_or_send(dsns: Dsns) -> None:
+    async with company(HANGS, **at(dsns), SOJOURN_LEASE_S="4") as here:
         run_id = await here.run(agent={"model": "openai:sleeper", "tools": ["charge"]}, input="go")
         await until(lambda: here.simulator.requests() != [])
         zombie = here.workers[0]

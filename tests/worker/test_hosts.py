@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.installation import Installation
+from tests.installation import Installation, at
 from tests.worker.inside import Caller, Thinker, agent, ground, working
 from tests.worker.test_outside import begun, script, shell
 from tests.worker.test_suspending import READ, WRITE, away, heard
@@ -40,9 +40,7 @@ async def two(data_dir: Path, dsns: Dsns) -> AsyncIterator[tuple[Installation, I
         machines = []
         for name in ("north", "south"):
             env = {
-                "SOJOURN_DATABASE_URL": dsns.migrate,
-                "SOJOURN_DATABASE_URL_API": dsns.api,
-                "SOJOURN_DATABASE_URL_ENGINE": dsns.engine,
+                **at(dsns),
                 "SOJOURN_HOST_NAME": name,
                 "SOJOURN_WORKER_RUNS_MAX": "1",
                 "SOJOURN_DRAIN_S": "0.2",

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from tests.conftest import until
-from tests.installation import Installation, installed
+from tests.installation import Installation, at, installed
 
 from sojourn.models.simulator.script import Call, Cut, Rule, Script, Status, When
+from sojourn.store.roles import Dsns
 
 
 def script(*steps: tuple[Call, ...], text: str = "all done", faults: tuple[Any, ...] = ()) -> Script:
@@ -29,9 +30,9 @@ LONG = "echo begun >> log; for i in 1 2 3 4 5 6 7 8; do sleep 0.2; done; cat log
 
 
 @pytest.fixture
-async def installation(data_dir: Path, request: pytest.FixtureRequest) -> AsyncIterator[Installation]:
+async def installation(data_dir: Path, dsns: Dsns, request: pytest.FixtureRequest) -> AsyncIterator[Installation]:
     """An installation with one worker; its script is the test's parameter."""
-    env = {"SOJOURN_DRAIN_S": "0.2", "SOJOURN_BEAT_S": "0.2"}
+    env = {"SOJOURN_DRAIN_S": "0.2", "SOJOURN_BEAT_S": "0.2", **at(dsns)}
     async with installed(data_dir, request.param, env=env) as ready:
         yield ready
 
@@ -158,15 +159,16 @@ async def test_a_reply_that_breaks_off_is_thrown_away_and_asked_for_again(instal
     assert [event.get("error", {}) and event["error"]["code"] for event in finished[:1]] == ["model.interrupted"]
 
 
-@pytest.mark.parametrize("installation", [script((shell(LONG),))], indirect=True)
-async def test_the_database_dies_in_the_middle_and_nothing_is_lost(installation: Installation) -> None:
-    run_id = await installation.run(agent=AGENT, input="go")
-    await begun(installation, run_id)
-    pid = int((installation.data_dir / "postgres/data/postmaster.pid").read_text().split()[0])
-    os.kill(pid, signal.SIGKILL)
-    run = await after_outage(installation, run_id)
-    assert run["status"] == "completed"
-    assert await results(installation, run_id) == ["begun\n"]
+async def test_the_database_dies_in_the_middle_and_nothing_is_lost(data_dir: Path) -> None:
+    env = {"SOJOURN_DRAIN_S": "0.2", "SOJOURN_BEAT_S": "0.2"}
+    async with installed(data_dir, script((shell(LONG),)), env=env) as installation:
+        run_id = await installation.run(agent=AGENT, input="go")
+        await begun(installation, run_id)
+        pid = int((data_dir / "postgres/data/postmaster.pid").read_text().split()[0])
+        os.kill(pid, signal.SIGKILL)
+        run = await after_outage(installation, run_id)
+        assert run["status"] == "completed"
+        assert await results(installation, run_id) == ["begun\n"]
 
 
 async def after_outage(installation: Installation, run_id: str) -> Any:
@@ -230,8 +232,8 @@ async def test_a_run_posted_while_no_worker_lives_waits_for_one(installation: In
     assert await results(installation, run_id) == ["42\n"]
 
 
-async def test_a_worker_that_is_stopped_and_wakes_late_cannot_commit(data_dir: Path) -> None:
-    env = {"SOJOURN_LEASE_S": "4", "SOJOURN_BEAT_S": "0.2"}
+async def test_a_worker_that_is_stopped_and_wakes_late_cannot_commit(data_dir: Path, dsns: Dsns) -> None:
+    env = {"SOJOURN_LEASE_S": "4", "SOJOURN_BEAT_S": "0.2", **at(dsns)}
     async with installed(data_dir, script((shell(LONG),)), env=env) as installation:
         run_id = await installation.run(agent=AGENT, input="go")
         await begun(installation, run_id)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import until
+from tests.installation import at
 from tests.worker.restarted import Company, Follower
 
 from sojourn.loop.messages import Usage
@@ -75,11 +76,9 @@ RUNS: dict[str, dict[str, Any]] = {
 @asynccontextmanager
 async def company(data_dir: Path, dsns: Dsns) -> AsyncIterator[Company]:
     """An installation over a database that the test reads, too."""
-    urls = {"": dsns.migrate, "_API": dsns.api, "_ENGINE": dsns.engine}
-    env = {f"SOJOURN_DATABASE_URL{name}": url for name, url in urls.items()}
     (data_dir / "sojourn.toml").write_text(PRICES + WINDOWS)
     async with Simulator(SCRIPT) as simulator:
-        made = Company(data_dir, simulator, **env)
+        made = Company(data_dir, simulator, **at(dsns))
         try:
             await made.start_api("--no-worker")
             await made.start_worker()

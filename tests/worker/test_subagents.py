@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 from tests.conftest import until
-from tests.installation import Installation, installed, offer_tools
+from tests.installation import Installation, at, installed, offer_tools
 from tests.worker.test_outside import running
 
 from sojourn.models.simulator.script import Call, Rule, Script, When
+from sojourn.store.roles import Dsns
 
 SIDES = ("left", "right")
 
@@ -48,10 +49,10 @@ ASK = {"rules": [{"tool": "shell", "verdict": "ask"}]}
 
 
 @pytest.fixture
-async def installation(data_dir: Path, request: pytest.FixtureRequest) -> AsyncIterator[Installation]:
+async def installation(data_dir: Path, dsns: Dsns, request: pytest.FixtureRequest) -> AsyncIterator[Installation]:
     """An installation with one worker and an operator's tool; its script is the test's parameter."""
     env = {"SOJOURN_DRAIN_S": "0.2", "SOJOURN_BEAT_S": "0.2", "SOJOURN_SANDBOX_SUSPEND_S": "0"}
-    env |= {**offer_tools(data_dir, CHARGE, "charge"), "EFFECTS": str(data_dir / "effects")}
+    env |= {**at(dsns), **offer_tools(data_dir, CHARGE, "charge"), "EFFECTS": str(data_dir / "effects")}
     async with installed(data_dir, request.param, env=env) as ready:
         yield ready
 
