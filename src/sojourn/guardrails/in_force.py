@@ -6,7 +6,7 @@ second of its commit, by the doorbell or by looking; and a text that takes long 
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import datetime, timedelta
@@ -105,8 +105,10 @@ class InForce:
         """The rules that a tenant's runs are judged by now."""
         found = self._ready.get(tenant)
         if found is None:
-            own, operators = self._known.get(tenant, {}), self._known.get(store.EVERYBODY, {})
-            named = [*_named(operators.values(), operator=True), *_named(own.values(), operator=False)]
+            own, operators = self._known.get(tenant), self._known.get(store.EVERYBODY)
+            if not own and not operators:
+                return EMPTY
+            named = [*_named(operators or {}, operator=True), *_named(own or {}, operator=False)]
             found = Ruleset(named, self.engine) if named else EMPTY
             if named:
                 self._ready[tenant] = found
@@ -160,5 +162,5 @@ def _beside(part: Part) -> str:
     return part.text
 
 
-def _named(found: Iterable[store.Latest], *, operator: bool) -> list[Named]:
-    return [Named(one.name, one.version, one.spec, operator) for one in found if one.spec is not None]
+def _named(found: Mapping[str, store.Latest], *, operator: bool) -> list[Named]:
+    return [Named(one.name, one.version, one.spec, operator) for one in found.values() if one.spec is not None]

@@ -47,8 +47,9 @@ def input_tokens(request: Request) -> int:
 
     A count of twice what the messages look like was made before they were shortened, and tells nothing.
     """
-    each = sum(message_tokens(message, request.blobs) for message in request.messages)
-    whole = beside_tokens(request.system, request.tools) + each
+    whole = beside_tokens(request.system, request.tools)
+    for message in request.messages:
+        whole += message_tokens(message, request.blobs)
     if (found := counted(request)) is not None and found.then <= 2 * (whole - found.since):
         return found.then + found.since
     return whole
@@ -63,9 +64,9 @@ class Counted(NamedTuple):
 
 def counted(request: Request) -> Counted | None:
     """Find the last count of this family of models, without a look at what came before it; None where there is none."""
-    since = 0
+    since, asked = 0, family(request.model)
     for message in reversed(request.messages):
-        if message.usage and message.source and family(message.source.model) == family(request.model):
+        if message.usage and message.source and family(message.source.model) == asked:
             return Counted(message.usage.prompt + message.usage.output, since)
         since += message_tokens(message, request.blobs)
     return None
@@ -85,7 +86,10 @@ def beside_tokens(system: str, tools: Sequence[ToolDefinition]) -> int:
 
 def message_tokens(message: Message, blobs: Mapping[str, bytes] = MappingProxyType({})) -> int:
     """Estimate one message, with the bytes of its files where they are at hand."""
-    return MESSAGE_TOKENS + sum(_part_tokens(part, blobs) for part in message.parts)
+    tokens = MESSAGE_TOKENS
+    for part in message.parts:
+        tokens += _part_tokens(part, blobs)
+    return tokens
 
 
 def _part_tokens(part: Part, blobs: Mapping[str, bytes]) -> int:
@@ -109,5 +113,7 @@ def _part_tokens(part: Part, blobs: Mapping[str, bytes]) -> int:
 
 
 def _tokens(*texts: str) -> int:
-    size = sum(len(text) if text.isascii() else len(text.encode(errors="replace")) for text in texts)
+    size = 0
+    for text in texts:
+        size += len(text) if text.isascii() else len(text.encode(errors="replace"))
     return -(-size // BYTES_PER_TOKEN)

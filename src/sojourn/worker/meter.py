@@ -27,6 +27,8 @@ class Meter:
         self.owed: list[Usage] = []
         """What summaries took that are whole and not in the journal yet."""
         self._sent = self._whole = False
+        self._asked: Request | None = None
+        """What was asked, until its prompt is estimated or counted."""
         self._told = Usage()
         """The provider's last count, or the estimate of the prompt while there is none."""
         self._bytes = 0
@@ -35,7 +37,9 @@ class Meter:
     def begin(self, request: Request, may_send: Callable[[], None]) -> Callable[[], None]:
         """Begin another request; give what is to be called when it is sent, in the place of `may_send`."""
         self._sent = self._whole = False
-        self._told, self._bytes = Usage(input=prompt_tokens(request)), 0
+        self._asked, self._bytes = request, 0
+        if request.blobs:
+            self._estimate()  # so that nothing holds the images and files once they are sent
 
         def send() -> None:
             may_send()
@@ -45,7 +49,7 @@ class Meter:
 
     def told(self, usage: Usage) -> None:
         """Hear a count of the provider's."""
-        self._sent, self._told, self._bytes = True, usage, 0
+        self._sent, self._asked, self._told, self._bytes = True, None, usage, 0
 
     def hear(self, item: Delta | Message) -> None:
         """Hear a piece of the reply, or all of it."""
@@ -65,7 +69,12 @@ class Meter:
     @property
     def usage(self) -> Usage:
         """What the request that is on its way has used, as far as is known."""
+        self._estimate()
         return replace(self._told, output=self._told.output + self._bytes // SEEN_BYTES_PER_TOKEN)
+
+    def _estimate(self) -> None:
+        if self._asked is not None:
+            self._asked, self._told = None, Usage(input=prompt_tokens(self._asked))
 
     def bill(self) -> Bill | None:
         """What the request cost; None where it cost nothing."""

@@ -28,11 +28,12 @@ class DayPools:
 
     def __init__(self, db: Database, worker_id: str, defaults: Defaults) -> None:
         self._db, self._worker_id, self._defaults = db, worker_id, defaults
+        self._all_bound = defaults.bind
         self._bound: dict[str, bool] = {}
 
     def bind(self, tenant: str) -> bool:
         """Whether the tenant has pools, as was last heard."""
-        return self._defaults.bind or self._bound.get(tenant, False)
+        return self._all_bound or self._bound.get(tenant, False)
 
     async def meet(self, tenant: str) -> None:
         """Ask whether a tenant has pools, unless that is known."""
