@@ -35,7 +35,7 @@ async def reserve(
 
 async def today(db: Database, caller: Principal, user: str = "ann") -> tuple[Pool, Pool]:
     async with db.scoped(caller.handle) as conn:
-        return await pools.pools(conn, user, NONE)
+        return (await pools.pools(conn, [user], NONE))[0]
 
 
 async def spent(db: Database, caller: Principal, user: str = "ann") -> list[tuple[int, int]]:

@@ -54,7 +54,7 @@ def spending(*tools: str, **more: Any) -> Agent:
 async def today(caller: Caller) -> Pool:
     """The tenant's pool."""
     async with caller.database.scoped(caller.principal.handle) as conn:
-        return (await pools.pools(conn, "ann", Defaults()))[0]
+        return (await pools.pools(conn, ["ann"], Defaults()))[0][0]
 
 
 async def nothing_held(caller: Caller, *, usd: int) -> None:

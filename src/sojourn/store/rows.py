@@ -141,6 +141,8 @@ class RunRow(Plain, frozen=True, kw_only=True):
     labels: dict[str, str]
     schedule: str | None
     fire_at: datetime | None
+    tainted: bool
+    """It may have read what is private or untrusted."""
     dead_letter: DeadLetter | None = None
     """Only of a run in quarantine."""
 

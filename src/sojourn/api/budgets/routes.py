@@ -22,7 +22,7 @@ async def page(ask: Ask[None, shapes.ListQuery]) -> Answer:
         else:
             named = await pools.users(connection, after=asked.after or "", limit=asked.limit + 1)
         shown = named[: asked.limit]
-        both = [await pools.pools(connection, user, defaults) for user in shown or [ask.principal.user]]
+        both = await pools.pools(connection, shown or [ask.principal.user], defaults)
         each = await pools.bounds(connection, "users")
     whole = () if asked.after or asked.user is not None else (shapes.seen(both[0][0]),)
     more = len(named) > asked.limit

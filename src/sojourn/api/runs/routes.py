@@ -76,7 +76,7 @@ async def get(ask: Ask[None, None]) -> Answer:
         run = await runs.get(connection, ask.names["run_id"])
         limit = ask.parts.settings.tenant_runs_max
         waits_for = await held_back(connection, run.id, tenant_runs_max=limit) if run.status == "queued" else None
-        known = await runs.taints(connection, run.id)
+        known = await runs.taints(connection, run.id) if run.tainted else ()
     etag = f'"{run.seq}"'
     if ask.http.headers.get("If-None-Match") == etag:
         return Answer(status=304, headers={"ETag": etag})

@@ -4,6 +4,7 @@ The rule: the tenant's own bounds only tighten those of the operator, and the le
 """
 
 import math
+from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Literal
@@ -14,9 +15,13 @@ from sojourn.store.db import Connection
 
 Whose = Literal["tenant", "users", "user"]
 
+BOUND = "day_limited or coalesce(usd_day_micros, tokens_day, user_usd_day_micros, user_tokens_day) is not null"
+"""Of a row of `tenant`: whether it has a pool of its own with a bound."""
 POOLS = """
 select pool, until, usd_max, tokens_max, usd, tokens, held_usd, held_tokens
-from day_pools((select scope_tenant()), $1, $2)
+from unnest($1::text[]) with ordinality as asked (name, n)
+cross join lateral day_pools((select scope_tenant()), asked.name, $2)
+order by n, pool
 """
 USERS = """
 select user_id from (
@@ -99,18 +104,19 @@ def amount(measure: str, most: int) -> str:
     return f"{Decimal(most) / 10**6:f} US dollars" if measure == "usd" else f"{most} tokens"
 
 
-async def pools(conn: Connection, user: str, defaults: Defaults) -> tuple[Pool, Pool]:
-    """Read the pool of the caller's tenant and that of one of its users, who need not exist."""
-    found = [
-        Pool(user=user if row["pool"] == "user" else "", **row) for row in await conn.fetch(POOLS, user, defaults.row)
+async def pools(conn: Connection, users: Sequence[str], defaults: Defaults) -> list[tuple[Pool, Pool]]:
+    """Read the pool of the caller's tenant and that of a user, for each of these users, who need not exist."""
+    rows = await conn.fetch(POOLS, users, defaults.row)
+    whole, own = rows[::2], rows[1::2]
+    return [
+        (Pool(user="", **of_tenant), Pool(user=user, **of_user))
+        for user, of_tenant, of_user in zip(users, whole, own, strict=True)
     ]
-    own, whole = sorted(found, key=lambda pool: pool.pool == "tenant")
-    return whole, own
 
 
 async def admit(conn: Connection, user: str, defaults: Defaults) -> bool:
     """Say whether a pool bounds money for this user's runs. Raises OverLimit where one of them is empty."""
-    both = await pools(conn, user, defaults)
+    (both,) = await pools(conn, [user], defaults)
     for pool in both:
         if pool.spent:
             now_at = await conn.fetchval("select clock_timestamp()")

@@ -9,15 +9,12 @@ from typing import Literal
 
 from sojourn.errors import LeaseLost
 from sojourn.loop.messages import Plain
-from sojourn.store.budgets.pools import Defaults
+from sojourn.store.budgets.pools import BOUND, Defaults
 from sojourn.store.db import ANSWER_S, Database
 from sojourn.store.rows import Claimed
 
 RESERVE = "select * from reserve_day($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
-BOUND = """
-select id from tenant where id = any($1)
-    and (day_limited or coalesce(usd_day_micros, tokens_day, user_usd_day_micros, user_tokens_day) is not null)
-"""
+WITH_POOLS = f"select id from tenant where id = any($1) and ({BOUND})"
 
 
 class Wanted(Plain, frozen=True, kw_only=True):
@@ -70,5 +67,5 @@ async def reserve(db: Database, worker_id: str, *, claimed: Claimed, wanted: Wan
 async def bound(db: Database, tenants: Collection[str]) -> set[str]:
     """Say which of these tenants have a pool of their own with a bound."""
     async with db.engine() as engine:
-        found = await engine.fetch(BOUND, list(tenants), timeout=ANSWER_S)
+        found = await engine.fetch(WITH_POOLS, list(tenants), timeout=ANSWER_S)
     return {row["id"] for row in found}

@@ -10,13 +10,14 @@ import msgspec
 from sojourn.errors import Conflict, NotFound, QueueFull
 from sojourn.loop.continuation import fresh
 from sojourn.loop.moving.levels import needed
+from sojourn.store.budgets.pools import BOUND
 from sojourn.store.db import Connection
 from sojourn.store.rows import NewRun
 from sojourn.store.runs.journal import rows
 from sojourn.store.runs.pins import columns
 from sojourn.store.runs.snapshots import encode, freeze, text
 
-CREATE = """
+CREATE = f"""
 with place as (
     select s.tenant, s.id, s.closed_at, t.queued_max, (
         select count(*) from (
@@ -37,8 +38,7 @@ with place as (
     ) as busy, t.bound
     from session s cross join lateral (
         select case when $26::timestamptz is null then coalesce(queued_max, $3) else $3 end as queued_max,
-            day_limited
-                or coalesce(usd_day_micros, tokens_day, user_usd_day_micros, user_tokens_day) is not null as bound
+            {BOUND} as bound
         from tenant where id = s.tenant offset 0
     ) as t
     where s.tenant = (select scope_tenant()) and s.id = $2

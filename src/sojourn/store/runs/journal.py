@@ -40,8 +40,6 @@ where before < $4 order by seq
 """
 
 SNAPSHOT = "select snapshot, needs from run where tenant = (select scope_tenant()) and id = $1"
-# Whoever has read something takes level 4 to be read: other snapshots are not fetched for this.
-TAINTED = "select snapshot from run where tenant = (select scope_tenant()) and id = $1 and needs >= 4"
 
 BODIES = """
 select frame_id, slot, body from message
@@ -181,7 +179,7 @@ _tainted = msgspec.json.Decoder(_Run)
 async def taints(conn: Connection, run_id: str) -> tuple[Origin, ...]:
     """Say what a run's root frame has read, for a reader to see; nothing of a run that cannot be read."""
     try:
-        root = _tainted.decode(await conn.fetchval(TAINTED, run_id) or b"{}").root
+        root = _tainted.decode(await conn.fetchval(SNAPSHOT, run_id) or b"{}").root
     except msgspec.MsgspecError:
         return ()
     found = (one for place in (root, *root.calls) for one in place.taints)

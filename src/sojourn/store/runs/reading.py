@@ -16,11 +16,12 @@ from sojourn.loop.messages import Usage
 from sojourn.store.db import Connection
 from sojourn.store.rows import DeadLetter, RunFilter, RunPage, RunRow
 
+# Whoever has read something that is tainted takes level 4 to be read.
 COLUMNS = """
 select id, session_id, user_id, agent_name, agent_version, agent_digest, status, priority, seq, created_at, start_at,
     started_at, finished_at, input, result, error_code, error_detail, steps, input_tokens, cache_read_tokens,
     cache_write_tokens, output_tokens, reasoning_tokens, usd_micros, estimated_calls, limits, waits, labels, schedule,
-    fire_at, quarantined_at, quarantined_claims, lost_workers
+    fire_at, quarantined_at, quarantined_claims, lost_workers, needs >= 4 as tainted
 from run where tenant = (select scope_tenant())
 """
 # The ids are ordered by time, so the primary key is the order of a page.
@@ -123,6 +124,7 @@ def _run(row: asyncpg.Record) -> RunRow:
         labels=_labels.decode(row["labels"]),
         schedule=row["schedule"],
         fire_at=row["fire_at"],
+        tainted=row["tainted"],
         dead_letter=_dead_letter(row) if row["status"] == "quarantined" else None,
     )
 

@@ -105,15 +105,16 @@ class Calls:
         begun: set[str] | None = None
         said: list[tuple[CallJudged, list[Noted]]] = []
         for frame, call in ((one, call) for one in frames(state.root) for call in one.calls):
-            if call.state not in ("authorized", "waiting") or self._seen.get(call.uid) == (rules, arguments(call)):
+            looked_at = (rules, args := arguments(call))
+            if call.state not in ("authorized", "waiting") or self._seen.get(call.uid) == looked_at:
                 continue
             if _handed_out(call):
                 begun = begun if begun is not None else _begun(committed)
                 if call.uid in begun:
                     continue
-            self._seen[call.uid] = (rules, arguments(call))
+            self._seen[call.uid] = looked_at
             judged = await self._parts.guardrails.call(
-                call.tool.name, arguments(call), effect=call.tool.effect, origin=self._origin(frame)
+                call.tool.name, args, effect=call.tool.effect, origin=self._origin(frame)
             )
             if judged.found:
                 facts = [acted(self._parts.now(), one, on="tool_arguments", call=call.uid) for one in judged.found]
