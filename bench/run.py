@@ -182,14 +182,14 @@ async def late_steps(bench: Bench) -> list[Figure]:
     ]
 
 
-async def _written(bench: Bench, name: str) -> dict[int, int]:
+async def _written(bench: Bench, name: str) -> dict[int, float]:
     """Look at the database's log until a run has asked 200 times: how long it was at which step."""
     cluster = await embedded.start(bench.installation.data_dir)
     connection = await asyncpg.connect(cluster.dsns.migrate)
-    written: dict[int, int] = {}
+    written: dict[int, float] = {}
     asked = bench.thinker.asked.setdefault(name, [])
     while len(asked) < 200:
-        written[len(asked)] = await connection.fetchval("select pg_current_wal_lsn() - '0/0'")
+        written[len(asked)] = await connection.fetchval("select (pg_current_wal_lsn() - '0/0')::float8")
         await asyncio.sleep(0.02)
     await connection.close()
     await cluster.close()
@@ -292,7 +292,7 @@ def _gaps(ended: list[float], begun: list[float]) -> list[float]:
     return [(after - before) * 1000 for before, after in zip(ended, begun[1:], strict=False)]
 
 
-def _rate(written: dict[int, int], low: int, high: int) -> float:
+def _rate(written: dict[int, float], low: int, high: int) -> float:
     """Bytes a step between two steps that were looked at."""
     inside = sorted(step for step in written if low <= step <= high)
     return (written[inside[-1]] - written[inside[0]]) / (inside[-1] - inside[0])
@@ -336,9 +336,8 @@ async def main() -> None:
     figures += await with_bench(10, in_flight, SOJOURN_WORKER_RUNS_MAX="1100", SOJOURN_QUEUED_RUNS_MAX="2000")
     data_dir = Path(tempfile.mkdtemp(prefix="sojourn-bench-"))
     try:
-        figures += await starts(
-            data_dir, {"PATH": os.environ["PATH"], "HOME": str(data_dir), "SOJOURN_DATA_DIR": str(data_dir)}
-        )
+        env = {"PATH": os.environ["PATH"], "HOME": str(data_dir), "SOJOURN_LOG_LEVEL": "warning"}
+        figures += await starts(data_dir, env | {"SOJOURN_DATA_DIR": str(data_dir)})
     finally:
         shutil.rmtree(data_dir)
     report(figures)

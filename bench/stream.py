@@ -31,7 +31,7 @@ from bench.figure import Figure, report, spread
 from bench.processor import own_s
 from bench.readers import Readers
 from sojourn.api.app import build
-from sojourn.api.parts import DELTA_BELL, INBOX_BELL, RUN_BELL, WORK_BELL, Api
+from sojourn.api.parts import Api
 from sojourn.guardrails.in_force import InForce
 from sojourn.identity.secrets.roots import RootKeys
 from sojourn.identity.secrets.vault import Vault
@@ -43,9 +43,9 @@ from sojourn.store.doorbell import Doorbell
 from sojourn.store.migrate import migrate
 from sojourn.store.sharing.rates import Limits, Rate, Rates
 from sojourn.store.tenant import keys
+from sojourn.wiring import CHANNELS
 
 RATE = 20
-CHANNELS = (RUN_BELL, DELTA_BELL, WORK_BELL, INBOX_BELL)
 MARK = b"event: model.request_started"
 CHUNK = b'66\r\nevent: delta.message\ndata: {"frame":"/","step":0,"attempt":1,"text":"%d"}\n\n\r\n'
 """What a delta is on the wire."""
