@@ -80,7 +80,9 @@ async def serve(folder: Path) -> None:
     async with joined(folder) as (database, bell):
         await migrate(database)
         token = await keys.bootstrap(database)
-        settings = Settings(stream_clients_max=10_000, rates=Rates(runs=Limits(user=Rate(10**6, 1))))
+        settings = Settings(
+            stream_clients_max=10_000, stream_clients_tenant_max=10_000, rates=Rates(runs=Limits(user=Rate(10**6, 1)))
+        )
         parts = Api(
             database=database, doorbell=bell, settings=settings, tools={},
             models=Models(), vault=Vault(RootKeys("", folder / "root.key")), sandboxes=None, now=at, new_id=ids(),  # type: ignore[arg-type]

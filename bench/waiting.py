@@ -16,6 +16,7 @@ import asyncpg
 import uvloop
 from tests.conftest import until
 
+from bench import bare
 from bench.figure import Figure, report, spread
 from bench.run import Bench, with_bench
 from sojourn.store import embedded
@@ -35,10 +36,10 @@ async def waiting(bench: Bench, runs: int) -> list[Figure]:
     """Start the runs, look at what is held, then decide some of them one by one."""
     await _start(bench, 200)  # the worker has its buffers and connections
     await _suspended(bench, 200)
-    before = bench.memory_kb()
+    before = bare.memory_kb(bench.worker)
     names = await _start(bench, runs)
     held = await _suspended(bench, 200 + runs)
-    grown = (bench.memory_kb() - before) / 1024
+    grown = (bare.memory_kb(bench.worker) - before) / 1024
     times = [await _decided_ms(bench, run_id, name) for run_id, name in list(names.items())[:DECISIONS]]
     nothing = not (held["leases"] or held["sandboxes"] or _children(bench.worker))
     return [
