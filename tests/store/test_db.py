@@ -72,6 +72,15 @@ async def test_a_scope_shows_its_rows_and_is_gone_with_its_transaction(notes: Da
         assert not await connection.fetchval("select current_setting('app.scope', true)")
 
 
+async def test_a_scope_that_was_left_behind_opens_nothing_to_the_next_one(notes: Database) -> None:
+    async with notes.api() as connection:
+        await connection.execute("set app.scope = 'a'")
+        process = connection.get_server_pid()
+    async with notes.scoped("b") as connection:
+        assert connection.get_server_pid() == process, "connections are not reset in between"
+        assert await connection.fetch("select body from note") == [("of b",)]
+
+
 async def test_a_failed_scope_writes_nothing(notes: Database) -> None:
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         async with notes.scoped("a") as connection:

@@ -77,6 +77,8 @@ class Ask(Generic[B, Q]):
     query: Q
     raw: bytes = b""
     """The body as it came."""
+    counting: Awaitable[None] | None = None
+    """Against its rate limits; raises RateLimited."""
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
@@ -146,6 +148,8 @@ class Route:
     """The refusals that are this route's own, by class or code; those of the guard come by themselves."""
     creates: bool = False
     """It takes an Idempotency-Key."""
+    counted_meanwhile: bool = False
+    """It begins while its limits are asked: all of it is done in `once`, which takes it back where one refuses."""
     media: tuple[str, ...] = field(default=("application/json",))
     """What the successful answer may be."""
     fills: bool = False

@@ -71,9 +71,7 @@ class Database:
         self._migrate, self._bell, self._life = at[dsns.migrate], at[bell], at[life]
         self._alone: WeakSet[Connection] = WeakSet()
         """The connections of no pool."""
-        pooled = options.pooler != "none"
-        self._api = self._pool(at[dsns.api], API, reset=_leave if pooled else None)
-        self._engine = self._pool(at[dsns.engine], ENGINE, reset=_leave)
+        self._api, self._engine = self._pool(at[dsns.api], API), self._pool(at[dsns.engine], ENGINE)
 
     def api(self) -> AbstractAsyncContextManager[Connection]:
         """Lend a connection of `sojourn_api`, which sees no tenant's rows without a scope."""
@@ -163,7 +161,7 @@ class Database:
         for connection in tuple(self._alone):
             connection.terminate()
 
-    def _pool(self, hosts: Hosts, role: str, **arguments: Any) -> asyncpg.Pool:
+    def _pool(self, hosts: Hosts, role: str) -> asyncpg.Pool:
         """Make a pool that opens connections when they are needed."""
 
         async def opened(_dsn: None, **ours: Any) -> Connection:
@@ -172,7 +170,7 @@ class Database:
 
         size, timeout_s = self._options.connections_max, self._options.statement_timeout_s
         return asyncpg.create_pool(
-            connect=opened, min_size=0, max_size=size, statement_timeout_s=timeout_s, **arguments
+            connect=opened, min_size=0, max_size=size, statement_timeout_s=timeout_s, reset=_leave
         )
 
     async def _open(
@@ -321,7 +319,7 @@ async def closed_on_error(connection: Connection) -> AsyncIterator[None]:
 
 
 async def _leave(_connection: Connection) -> None:
-    """Skip the reset of session settings between two users (130 us): only our workers run SQL there, and set none."""
+    """Skip the reset of session settings between two users, a round trip: what we set ends with its transaction."""
 
 
 async def _json_as_bytes(connection: Connection) -> None:

@@ -317,7 +317,7 @@ ROUTES = (
            audit=Audited(action="agent.archive"),
            answers={200: (shapes.AgentSeen, "The agent; its runs go on, and no new ones begin")}),
     _route("POST", "/{name}/run", run, "Run an agent and wait for its result", scope="runs:write", body=RunAgent,
-           rate="runs", agent=lambda _, names: names["name"], creates=True, fills=True,
+           rate="runs", agent=lambda _, names: names["name"], creates=True, counted_meanwhile=True, fills=True,
            refusals=("request.not_found", *STARTS), example={"input": "Which year was the warmest?"},
            answers={200: (RunDone, "It ended in time"), 202: (Accepted, "It goes on; Location names the run")}),
 )  # fmt: skip

@@ -140,8 +140,9 @@ def guarded(route: Route, parts: Api, live: Live) -> Inner:
             raw=raw,
         )
         if counted:
-            await _count(ask, counted)
-        answer = await route.handler(ask)
+            answer = await _counted_beside(ask, counted)
+        else:
+            answer = await route.handler(ask)
         return answer if isinstance(answer, web.StreamResponse) else respond(answer)
 
     return handle
@@ -183,6 +184,20 @@ def _counted(request: web.Request, route: Route, principal: Principal, live: Liv
     if limits is None:
         return None
     return Counted(principal=principal, class_=class_, limits=limits, key=key_of(request, route), route=route.name)
+
+
+async def _counted_beside(ask: Ask[Any, Any], counted: Counted) -> Answer | web.StreamResponse:
+    """Count a request before its work is done, or meanwhile where that can be taken back. Raises RateLimited."""
+    counting = asyncio.create_task(_count(ask, counted), name="count")
+    try:
+        if not ask.route.counted_meanwhile:
+            await counting
+        return await ask.route.handler(replace(ask, counting=counting))
+    except SojournError:
+        await counting  # a refusal by a limit comes before any other
+        raise
+    finally:
+        counting.cancel()
 
 
 async def _count(ask: Ask[Any, Any], counted: Counted) -> None:

@@ -1,8 +1,8 @@
 """One transaction, and Idempotency-Key: the same request twice is one request. Called by handlers that write.
 
 The rule: what a request writes, the memory of its answer and its row of the audit log are one transaction, so a crash
-leaves all or nothing, and doorbells ring only after it. A refusal is not remembered: it changed nothing, and the next
-try may succeed.
+leaves all or nothing; it is committed when the request is counted, and doorbells ring only after it. A refusal is not
+remembered: it changed nothing, and the next try may succeed.
 """
 
 import hashlib
@@ -35,6 +35,8 @@ async def once(ask: Ask[Any, Any], work: Work) -> Answer:
     key = key_of(ask.http, ask.route)
     async with ask.transaction() as connection:
         answer = await _done(ask, connection, work) if key is None else await _remembered(ask, key, connection, work)
+        if ask.counting is not None:
+            await ask.counting
     for channel, id_ in answer.rings:
         ask.parts.doorbell.ring(channel, (id_,))
     return answer

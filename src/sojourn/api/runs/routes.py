@@ -241,6 +241,7 @@ ROUTES = (
         refusals=STARTS,
         fills=True,
         creates=True,
+        counted_meanwhile=True,
         example={"input": "Which year was the warmest?", "model": "openai:gpt-5-mini", "tools": ["shell"]},
     ),
     Route(

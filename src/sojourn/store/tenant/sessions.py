@@ -14,10 +14,9 @@ from sojourn.store.db import Connection, Database
 from sojourn.store.rows import IdleSession, SessionPage, SessionRow
 from sojourn.store.stops.matching import NAMES_SESSION
 
-ROWS = """
-select id, user_id, created_at, closed_at, used_at, host, backend, workspace, enforced
-from session where tenant = (select scope_tenant())
-"""
+COLUMNS = "id, user_id, created_at, closed_at, used_at, host, backend, workspace, enforced"
+ROWS = f"select {COLUMNS} from session where tenant = (select scope_tenant())"
+CREATE = f"insert into session (tenant, id, user_id) values (scope_tenant(), $1, scope_user()) returning {COLUMNS}"
 UPDATE = "update session set {} where tenant = (select scope_tenant()) and id = $1"
 TOUCH = UPDATE.format("used_at = now()") + " returning used_at"
 WANT = UPDATE.format("wanted_at = now()")
@@ -69,12 +68,9 @@ NEWEST = "zzzz"
 async def create(conn: Connection, session_id: str) -> SessionRow:
     """Begin a session of the caller. Raises Conflict where the id is taken."""
     try:
-        await conn.execute(
-            "insert into session (tenant, id, user_id) values (scope_tenant(), $1, scope_user())", session_id
-        )
+        return SessionRow(**await conn.fetchrow(CREATE, session_id))
     except asyncpg.UniqueViolationError:
         raise Conflict(f"There is a session {session_id} already.", code="session.exists") from None
-    return await get(conn, session_id)
 
 
 async def get(conn: Connection, session_id: str) -> SessionRow:
