@@ -8,7 +8,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -61,12 +61,16 @@ class Installation:
         self.http: aiohttp.ClientSession
 
     async def start(
-        self, *arguments: str, name: str, env: Mapping[str, str] | None = None
+        self, *arguments: str, name: str, env: Mapping[str, str] | None = None, prefix: Sequence[str] = ()
     ) -> asyncio.subprocess.Process:
-        """Start a `sojourn` process whose log goes to a file of the data folder; `env` is its own."""
+        """Start a `sojourn` process whose log goes to a file of the data folder; `env` is its own.
+
+        The command begins with `prefix`, which becomes it.
+        """
+        command = (*prefix, sys.executable, "-m", "sojourn.cli", *arguments)
         with (self.data_dir / f"{name}.log").open("ab") as out:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "sojourn.cli", *arguments, env={**self.env, **(env or {})}, stdout=out, stderr=out
+                *command, env={**self.env, **(env or {})}, stdout=out, stderr=out
             )
         self.processes.append(process)
         return process

@@ -5,23 +5,32 @@ nothing. Once it is mended, what was underway arrives late, as TCP does it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
+from types import MappingProxyType
 from urllib.parse import parse_qs, urlsplit
 
 from sojourn.store.roles import Dsns
 
+Dial = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
+
 
 class Wire:
-    """One network path to a server of the tests."""
+    """One network path to a server of the tests, which `dial` reaches."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    prefix: tuple[str, ...] = ()
+    """What a command begins with that runs at this end of it, and what its environment has."""
+    env: Mapping[str, str] = MappingProxyType({})
+
+    def __init__(self, dial: Dial) -> None:
+        self._dial = dial
         self._whole = asyncio.Event()
         self._whole.set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server
-        self.port = 0
+        self.host, self.port = "127.0.0.1", 0
 
     def cut(self) -> None:
         """Let nothing pass any more."""
@@ -39,11 +48,12 @@ class Wire:
     def _through(self, dsn: str) -> str:
         parts = urlsplit(dsn)
         login = parts.netloc.rpartition("@")[0]
-        return parts._replace(netloc=f"{login}@127.0.0.1:{self.port}", query="").geturl()
+        return parts._replace(netloc=f"{login}@{self.host}:{self.port}", query="").geturl()
 
-    async def start(self) -> None:
-        self._server = await asyncio.start_server(self._joined, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+    async def start(self, listening: socket.socket | None = None) -> None:
+        listening = listening or socket.create_server((self.host, 0))
+        self._server = await asyncio.start_server(self._joined, sock=listening)
+        self.host, self.port = listening.getsockname()
 
     async def stop(self) -> None:
         self._server.close()
@@ -58,7 +68,7 @@ class Wire:
         ends = [writer]
         try:
             await self._whole.wait()
-            far_reader, far_writer = await asyncio.open_unix_connection(self._path)
+            far_reader, far_writer = await self._dial()
             ends.append(far_writer)
             await asyncio.gather(self._pass(reader, far_writer), self._pass(far_reader, writer))
         except (OSError, asyncio.CancelledError):
@@ -81,10 +91,15 @@ class Wire:
 @asynccontextmanager
 async def wired(dsns: Dsns) -> AsyncIterator[Wire]:
     """A wire to the server of these logins."""
-    (folder,) = parse_qs(urlsplit(dsns.migrate).query)["host"]
-    wire = Wire(f"{folder}/.s.PGSQL.5432")
+    wire = Wire(to_database(dsns))
     await wire.start()
     try:
         yield wire
     finally:
         await wire.stop()
+
+
+def to_database(dsns: Dsns) -> Dial:
+    """What reaches the server of these logins."""
+    (folder,) = parse_qs(urlsplit(dsns.migrate).query)["host"]
+    return partial(asyncio.open_unix_connection, f"{folder}/.s.PGSQL.5432")

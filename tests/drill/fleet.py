@@ -1,4 +1,4 @@
-"""The processes of the drill: workers, each behind a wire of its own, and APIs, over a database of the operator's.
+"""The processes of the drill: workers, each at a cable of its own, and APIs, over a database of the operator's.
 
 A fault takes one that no other fault has, and gives it back in service.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import asyncpg
+from tests import cable
 from tests.drill.orders import SCRIPT
 from tests.installation import START_S, Installation
 from tests.own_postgres import OwnPostgres, own_postgres
@@ -86,12 +87,14 @@ class Fleet:
 
     async def start(self, member: Member) -> None:
         """Fill a place as a supervisor does, who starts again what ends at its start, and see it in service."""
-        env = {**member.release, **through(member.wire, self.postgres)}
+        env = {**member.release, **member.wire.env, **through(member.wire, self.postgres)}
         arguments = ("serve", "--port", "0", "--no-worker") if member.is_api else ("worker",)
         async with asyncio.timeout(START_S):
             while True:
                 name = f"{member.name}-{len(self.here.processes)}"
-                member.process = await self.here.start(*arguments, "--wait-database", "60", name=name, env=env)
+                member.process = await self.here.start(
+                    *arguments, "--wait-database", "60", name=name, env=env, prefix=member.wire.prefix
+                )
                 while member.process.returncode is None:
                     if await self.serves(member, self.here.data_dir / f"{name}.log"):
                         return
@@ -123,8 +126,10 @@ async def fleet(data_dir: Path, env: dict[str, str]) -> AsyncIterator[Fleet]:
         members = []
         for number in range(APIS + WORKERS):
             name = f"api{number}" if number < APIS else f"worker{number - APIS}"
-            wire = await stack.enter_async_context(wired(Dsns(*[postgres.url] * 3)))
-            members.append(Member(name, wire, is_api=number < APIS))
+            is_api, dsns = number < APIS, Dsns(*[postgres.url] * 3)
+            # An API must be reached by its callers too.
+            wire = await stack.enter_async_context(wired(dsns) if is_api else cable.plugged(dsns, simulator.url))
+            members.append(Member(name, wire, is_api=is_api))
         made = Fleet(Installation(data_dir, simulator.url, {**env, **SETTINGS}), postgres, members)
         stack.push_async_callback(made.here.stop)
         for member in members:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import pytest
+from tests import cable
 from tests.conftest import until
 from tests.installation import RECORD, Installation, offer_tools
 from tests.wire_cutter import Wire, wired
@@ -79,12 +81,17 @@ class Place(Installation):
 
     async def start_wired(self, wire: Wire, dsns: Dsns) -> asyncio.subprocess.Process:
         """A worker behind a wire."""
-        return await self.start_worker(**wire.dsns(dsns))
+        env = {**wire.dsns(dsns), **wire.env}
+        self.workers.append(await self.start("worker", name="worker", env=env, prefix=wire.prefix))
+        return self.workers[-1]
+
+    def lines(self) -> list[list[str]]:
+        """What the tools wrote down: when, in which process, what."""
+        return [line.split() for line in self.effects.read_text().splitlines()]
 
     def did(self, what: str, pid: int | None = None) -> list[float]:
         """When a tool was at it, in this process or in any."""
-        lines = (line.split() for line in self.effects.read_text().splitlines())
-        return [float(at) for at, by, name, *_ in lines if name == what and pid in (None, int(by))]
+        return [float(at) for at, by, name, *_ in self.lines() if name == what and pid in (None, int(by))]
 
     def log(self, word: str) -> bool:
         return any(word in path.read_text() for path in self.data_dir.glob("worker*.log"))
@@ -139,8 +146,33 @@ async def test_a_worker_that_was_cut_off_alone_goes_on_where_it_was(data_dir: Pa
         wire.mend()
         assert (await here.until(run_id))["status"] == "completed"
         assert (len(here.did("charge")), len(here.simulator.requests())) == (1, 3)
-        assert {line.split()[1] for line in here.effects.read_text().splitlines()} == {str(worker.pid)}
+        assert {pid for _, pid, *_ in here.lines()} == {str(worker.pid)}
         assert not here.log("run.lease_lost")
+
+
+@pytest.mark.skipif(not cable.available(), reason="network namespaces take root and iproute2")
+async def test_a_worker_whose_network_is_unplugged_stops_before_another_goes_on(data_dir: Path, dsns: Dsns) -> None:
+    """No packet comes or goes, to the database or the model: not even that a connection has ended."""
+    async with place(data_dir, dsns) as here, cable.plugged(dsns, here.simulator.url) as wire:
+        unplugged = await here.start_wired(wire, dsns)
+        run_id = await here.run(agent=TOILER, input="go")
+        await until(lambda: bool(here.did("toil", unplugged.pid)))
+        wire.cut()
+        cut_at = time.monotonic()
+        other = await here.start_worker()
+        await until(lambda: bool(here.did("toil", other.pid)), 60)
+        assert here.did("toil", unplugged.pid)[-1] < here.did("toil", other.pid)[0], "two were at it"
+        assert here.did("toil", other.pid)[0] - cut_at < LEASE_S + 10
+        assert (await here.until(run_id))["status"] == "completed"
+        events = await here.events(run_id)
+        wire.mend()
+        await until(lambda: here.log("run.lease_lost"))
+        assert await here.events(run_id) == events, "it committed nothing"
+        assert {pid for _, pid, name, *_ in here.lines() if name == "charge"} == {str(other.pid)}
+        other.terminate()
+        assert await other.wait() == 0
+        again = await here.until(await here.run(agent=TALKER, input="again"))
+        assert (again["status"], unplugged.returncode) == ("completed", None), "it serves again"
 
 
 async def test_a_stopped_worker_that_wakes_late_looks_at_the_clock_first(data_dir: Path, dsns: Dsns) -> None:
