@@ -57,6 +57,8 @@ async def _webhooks(api: Served, player: Player) -> AsyncIterator[Told]:
     yield "webhook.create", webhook
     await made(api, f"/v1/webhooks/{webhook}", {"disabled": True}, "PATCH")
     yield "webhook.change", webhook
+    await made(api, f"/v1/webhooks/{webhook}/secret")
+    yield "webhook.replace_secret", webhook
     await made(api, f"/v1/webhooks/{webhook}", method="DELETE")
     yield "webhook.delete", webhook
 

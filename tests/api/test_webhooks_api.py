@@ -39,6 +39,19 @@ async def test_every_webhook_has_a_secret_of_its_own(api: Served) -> None:
     assert (await made(api))["secret"] != (await made(api))["secret"]
 
 
+async def test_a_secret_is_replaced_and_shown_once(api: Served) -> None:
+    hook = await made(api)
+    path = f"/v1/webhooks/{hook['id']}"
+    reply = await api.post(f"{path}/secret", {"overlap_s": 3600})
+    assert reply.status == 200 and reply.json["secret"] not in (hook["secret"], "")
+    shown = (await api.get(path)).json
+    assert "secret" not in shown
+    assert (hook["former_until"], bool(shown["former_until"])) == (None, True)
+    assert (await api.post(f"{path}/secret", {"overlap_s": -1})).pointer == "/overlap_s"
+    assert (await api.post("/v1/webhooks/whk_" + "0" * 26 + "/secret")).status == 404
+    assert (await api.post(f"{path}/secret", key=await api.key_with("webhooks:read"))).status == 403
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

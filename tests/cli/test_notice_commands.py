@@ -32,6 +32,16 @@ async def test_a_secret_stands_alone_on_standard_output(sojourn: Console, api: S
     assert (await sojourn("webhooks", "add", HOOK["url"], "--json")).json["secret"] == "whsec_abc"
 
 
+async def test_a_webhooks_secret_is_replaced_and_printed_alone(sojourn: Console, api: ScriptedApi):
+    api.answers["POST /v1/webhooks/whk_1/secret"] = {**HOOK, "secret": "whsec_new"}
+    said = await sojourn("webhooks", "replace-secret", "whk_1", "--overlap", "2h")
+    assert (said.code, said.out) == (0, "whsec_new\n")
+    assert "only time" in said.err and "the former one too for 2h more" in said.err
+    (asked,) = api.asked("POST /v1/webhooks/whk_1/secret")
+    assert asked.json == {"overlap_s": 7200} and "Idempotency-Key" not in asked.headers
+    assert (await sojourn("webhooks", "replace-secret", "whk_1", "--overlap", "soon")).code == 2
+
+
 async def test_webhooks_are_listed_with_how_they_do_and_none_says_what_to_do(sojourn: Console, api: ScriptedApi):
     gone = {**HOOK, "id": "whk_2", "disabled_at": AT, "disabled_code": "gone"}
     failing = {**HOOK, "id": "whk_3", "failing_since": AT, "failures": 3}

@@ -209,7 +209,7 @@ REFUSED = [
     "update fire set schedule = 'x'",
     "select secret from webhook",
     "select * from webhook",
-    "update webhook set secret = sha256('x')",
+    "update webhook set former_secret = sha256('x')",
     "insert into webhook (tenant, id, url, events, secret, made_by)"
     " values ('acme', 'whk_0123456789abcdef', 'https://example.org', '{*}', sha256('x'), 'root')",
     "select sign_delivery('rival', 'msg_1', 1)",

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import hmac
+from datetime import timedelta
 from typing import Any
 
 import asyncpg
@@ -126,6 +127,34 @@ async def test_the_signature_is_that_of_standard_webhooks(database: Database) ->
     signed = f"{sent.id}.{sent.sent_s}.{sent.body}".encode()
     expected = base64.b64encode(hmac.new(SECRET, signed, hashlib.sha256).digest()).decode()
     assert sent.signature == f"v1,{expected}"
+
+
+async def test_a_replaced_secret_signs_beside_the_new_one_until_its_time_is_over(database: Database) -> None:
+    caller = await enter(database)
+    hook = await wanted(database, caller)
+    other, third = b"b" * 32, b"c" * 32
+
+    async def signed_with(*keys: bytes) -> bool:
+        await cancelled(database, caller)
+        sent = await the_one(database)
+        await deliveries.settle(database, sent, TOOK)
+        signed = f"{sent.id}.{sent.sent_s}.{sent.body}".encode()
+        macs = (base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode() for key in keys)
+        return sent.signature == " ".join(f"v1,{mac}" for mac in macs)
+
+    async def replaced(secret: bytes, overlap: timedelta) -> None:
+        async with database.scoped(caller.handle) as conn:
+            await webhooks.replace_secret(conn, hook, secret, overlap)
+
+    await replaced(other, timedelta(hours=1))
+    assert await signed_with(other, SECRET)
+    await replaced(third, timedelta(hours=1))
+    assert await signed_with(third, other), "two are good at most"
+    await replaced(SECRET, timedelta(0))
+    assert await signed_with(SECRET)
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        async with database.scoped(caller.handle) as conn:
+            await conn.fetch("select former_secret from webhook")
 
 
 async def test_one_webhook_is_sent_one_message_at_a_time_and_others_meanwhile(database: Database) -> None:

@@ -66,10 +66,18 @@ class WebhookSeen(msgspec.Struct, frozen=True, kw_only=True):
     failures: int
     """Attempts that failed since it last took something."""
     failing_since: datetime | None
+    former_until: datetime | None
+    """Until then messages are signed with the secret before this one too."""
+
+
+class ReplaceSecret(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How long both secrets are good."""
+
+    overlap_s: Annotated[int, Meta(ge=0, le=90 * 86400)] = 86400
 
 
 class NewWebhook(WebhookSeen, frozen=True, kw_only=True):
-    """A webhook that was made now."""
+    """A webhook that has a new secret."""
 
     secret: str
     """What its messages are signed with. Keep it now: it is not shown again."""

@@ -5,6 +5,7 @@ The rule: a secret is made here, shown once, and kept by the database alone.
 
 import base64
 import secrets
+from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,7 +26,7 @@ from sojourn.store.notices.webhooks import DeliveryRow, State, WebhookRow
 
 async def create(ask: Ask[shapes.CreateWebhook, None]) -> Answer:
     """Make a webhook."""
-    body, secret = ask.body, secrets.token_bytes(32)
+    body, (secret, shown) = ask.body, _secret()
     addresses.checked(body.url, http_allowed=ask.parts.settings.webhooks_http_allowed)
     new = WebhookRow(
         id=ask.parts.new_id("whk"),
@@ -35,12 +36,11 @@ async def create(ask: Ask[shapes.CreateWebhook, None]) -> Answer:
         made_by=ask.principal.user,
         created_at=ask.parts.now(),
     )
-    shown = f"whsec_{base64.b64encode(secret).decode()}"
 
     async def work(connection: Connection) -> Answer:
         row = await webhooks.create(connection, new, secret=secret)
         headers = {"Location": f"/v1/webhooks/{row.id}"}
-        return Answer(status=201, body=shapes.NewWebhook(**asdict(_seen(row)), secret=shown), headers=headers)
+        return Answer(status=201, body=_new(row, shown), headers=headers)
 
     return await once(ask, work)
 
@@ -71,6 +71,18 @@ async def change(ask: Ask[shapes.ChangeWebhook, None]) -> Answer:
 
     async def work(connection: Connection) -> Answer:
         return Answer(body=_seen(await webhooks.change(connection, ask.names["webhook_id"], **given)))
+
+    return await once(ask, work)
+
+
+async def replace_secret(ask: Ask[shapes.ReplaceSecret, None]) -> Answer:
+    """Give a webhook another secret."""
+    secret, shown = _secret()
+    overlap = timedelta(seconds=ask.body.overlap_s)
+
+    async def work(connection: Connection) -> Answer:
+        row = await webhooks.replace_secret(connection, ask.names["webhook_id"], secret, overlap)
+        return Answer(body=_new(row, shown))
 
     return await once(ask, work)
 
@@ -128,6 +140,16 @@ def _told(ask: Ask[Any, Any], answer: Answer) -> dict[str, str]:
     return {"host": urlsplit(seen.url).hostname or "", "events": " ".join(seen.events), "state": state}
 
 
+def _secret() -> tuple[bytes, str]:
+    """A fresh secret, and how it is shown."""
+    secret = secrets.token_bytes(32)
+    return secret, f"whsec_{base64.b64encode(secret).decode()}"
+
+
+def _new(row: WebhookRow, secret: str) -> shapes.NewWebhook:
+    return shapes.NewWebhook(**asdict(_seen(row)), secret=secret)
+
+
 def _seen(row: WebhookRow) -> shapes.WebhookSeen:
     return shapes.WebhookSeen(**asdict(row))
 
@@ -168,6 +190,10 @@ ROUTES = (
     _route("DELETE", "/{webhook_id}", delete, "Delete a webhook and what waits for it",
            audit=Audited(action="webhook.delete"),
            answers={204: (None, "It is gone; a message that is on its way may still arrive")}),
+    _route("POST", "/{webhook_id}/secret", replace_secret, "Give a webhook another secret", body=shapes.ReplaceSecret,
+           audit=Audited(action="webhook.replace_secret", detail=_told), body_optional=True, example={"overlap_s": 60},
+           detail=f"Messages are signed with both until the overlap ends, with a blank between. {ONCE}",
+           answers={200: (shapes.NewWebhook, "The webhook, with its new secret")}),
     _route("POST", "/{webhook_id}/test", test, "Send a message of the type webhook.test",
            refusals=("webhook.disabled", "limit.webhooks"),
            answers={202: (shapes.DeliverySeen, "It is sent next; the deliveries say how it went")}),

@@ -1,13 +1,14 @@
 """Webhooks of a tenant, through its scope. Called by the API.
 
     create, get, page, change, delete    where events are sent
+    replace_secret                       sign with another one, and with the former for a while
     post                                 one more message for it, outside all events
     history, retry                       what was sent, and what is to be sent once more
 
 The rule: the secret goes in and never comes out; the database signs with it.
 """
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import msgspec
@@ -38,6 +39,8 @@ class WebhookRow(msgspec.Struct, frozen=True, kw_only=True):
     disabled_code: str | None = None
     failures: int = 0
     failing_since: datetime | None = None
+    former_until: datetime | None = None
+    """Until then messages are signed with the former secret too."""
 
 
 class DeliveryRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +67,7 @@ insert into webhook (tenant, id, url, events, description, secret, made_by)
 values (scope_tenant(), $1, $2, $3, $4, $5, scope_user())
 """
 CHANGE = "update webhook set {} where tenant = (select scope_tenant()) and id = $1"
+REPLACE_SECRET = CHANGE.format("secret = $2, former_until = now() + $3")
 GIVE_UP = """
 update webhook_delivery set due_at = null, dead_at = now(), error = coalesce(error, 'disabled')
 where tenant = (select scope_tenant()) and webhook_id = $1 and due_at is not null
@@ -131,6 +135,12 @@ async def change(conn: Connection, webhook_id: str, **columns: Any) -> WebhookRo
         await conn.execute(CHANGE.format(given), webhook_id, *columns.values())
     if columns.get("disabled_code"):
         await conn.execute(GIVE_UP, webhook_id)
+    return await get(conn, webhook_id)
+
+
+async def replace_secret(conn: Connection, webhook_id: str, secret: bytes, overlap: timedelta) -> WebhookRow:
+    """Sign with this secret from now on, and for a while with the one before it too. Raises NotFound."""
+    await conn.execute(REPLACE_SECRET, webhook_id, secret, overlap)
     return await get(conn, webhook_id)
 
 

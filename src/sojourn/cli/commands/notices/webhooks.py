@@ -1,6 +1,6 @@
 """`sojourn webhooks`: where the server sends what happens.
 
-The rule: a secret is shown once, when the webhook is made, alone on standard output.
+The rule: a secret is shown once, when it is made, alone on standard output.
 """
 
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 from sojourn.cli.client import JSON_TYPE, Client, segment
 from sojourn.cli.command import JSON, Command, Group, Shell, flag
-from sojourn.cli.commands.clock.times import ahead
+from sojourn.cli.commands.clock.times import ahead, seconds
 from sojourn.cli.exits import FAILED, OK
 from sojourn.cli.terminal import ago, one_line
 
@@ -41,13 +41,26 @@ def add(args: Namespace, shell: Shell) -> int:
         body["events"] = args.event
     # Without an Idempotency-Key, which would have the secret remembered.
     made = shell.client().json("POST", "/v1/webhooks", body=json.dumps(body).encode(), headers=JSON_TYPE)
-    if args.json:
-        shell.print_json(made)
-        return OK
-    shell.err.line(f"{made['id']}: this is the only time that the secret is shown.", "dim")
-    shell.out.line(made["secret"])
+    _show_secret(made, shell, as_json=args.json)
     shell.err.line(f"`sojourn webhooks test {made['id']}` sends a first message.", "dim")
     return OK
+
+
+def replace_secret(args: Namespace, shell: Shell) -> int:
+    """Give a webhook another secret and print it."""
+    body, path = {"overlap_s": int(seconds(args.overlap))}, f"/v1/webhooks/{segment(args.webhook)}/secret"
+    made = shell.client().json("POST", path, body=json.dumps(body).encode(), headers=JSON_TYPE)
+    _show_secret(made, shell, as_json=args.json)
+    shell.err.line(f"Messages are signed with the former one too for {args.overlap} more.", "dim")
+    return OK
+
+
+def _show_secret(made: Json, shell: Shell, *, as_json: bool) -> None:
+    """Show a webhook's secret, once."""
+    if as_json:
+        return shell.print_json(made)
+    shell.err.line(f"{made['id']}: this is the only time that the secret is shown.", "dim")
+    shell.out.line(made["secret"])
 
 
 def list_webhooks(args: Namespace, shell: Shell) -> int:
@@ -207,6 +220,20 @@ COMMANDS = {
                 flags=(WEBHOOK, JSON),
                 about="Also what the server has disabled, once its receiver is mended.",
                 examples=("sojourn webhooks enable whk_01J...",),
+            ),
+            "replace-secret": Command(
+                "Give a webhook another secret and print it, once",
+                replace_secret,
+                flags=(
+                    WEBHOOK,
+                    flag("--overlap", metavar="TIME", default="1d", help="how long both are good: 15m, 2h, 3d (1d)"),
+                    JSON,
+                ),
+                about="Until then messages have a signature of each, and a receiver that knows either takes them.",
+                examples=(
+                    "sojourn webhooks replace-secret whk_01J... --overlap 2h",
+                    "sojourn webhooks replace-secret whk_01J... --overlap 0s",
+                ),
             ),
             "remove": Command(
                 "Delete a webhook and what waits for it",
