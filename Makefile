@@ -52,7 +52,7 @@ coverage: setup  ## The tests of loop/ but its explorers, and that they cover ev
 bench-size: setup  ## Measure what a million finished runs cost, and their end (a quarter of an hour; 8 GiB of disk)
 	@$(BIN)/python -m bench.size $(BENCH)
 
-bench: setup  ## Measure, and print each figure beside its target (BENCH=--json for a machine)
+bench: setup  ## Measure, and print each figure beside its target (BENCH=--json for a machine, --small to see that it works)
 	@$(BIN)/python -m bench $(BENCH)
 
 bench-peers: setup  ## The same agent on other products, each in .venv-peers/NAME (PEERS=dbos,aegra for some)

@@ -1,6 +1,6 @@
 """`make bench`: run every bench, one after the other, and print one table of figures beside their targets.
 
-    python -m bench [--json] [name ...]
+    python -m bench [--small] [--json] [name ...]
 
 The rule: each bench has the machine to itself, in a process of its own, and one that fails is said to have failed.
 """
@@ -11,13 +11,16 @@ import platform
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
 
-from bench.figure import Figure, table
+from bench.figure import SMALL_RUN, Figure, number, table
 
-TIME_OUT_S = 900.0
+TIME_OUT_S = 1800.0
+APART = {"size": "it takes a quarter of an hour", "snapshot": "it needs pydantic, which comes with `make examples`"}
+"""What runs only when it is named, and why."""
 IMPORT = re.compile(r"^from bench\.figure import .*\breport\b", re.MULTILINE)
 
 _line = msgspec.json.Decoder(Figure)
@@ -26,18 +29,22 @@ _line = msgspec.json.Decoder(Figure)
 def main() -> int:
     """Run the benches. Returns 1 if one failed; a missed target is no failure."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.partition("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="name", help=f"which ones: {', '.join(names())}")
+    apart = "; ".join(f"{name} only where it is named, as {why}" for name, why in APART.items())
+    parser.add_argument("names", nargs="*", metavar="name", help=f"which ones: {', '.join(names())} ({apart})")
     parser.add_argument("--json", action="store_true", help="print a JSON object a line")
+    parser.add_argument("--small", action="store_true", help=f"make {SMALL_RUN}")
     given = parser.parse_args()
     if unknown := set(given.names) - set(names()):
         parser.error(f"there is no bench {', '.join(sorted(unknown))}")
     figures: list[Figure] = []
     failed: list[str] = []
-    for name in given.names or names():
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        found = measure(name)
+    for name in given.names or [name for name in names() if name not in APART]:
+        began = time.monotonic()
+        found, wrong = measure(name, *(["--small"] if given.small else []))
+        took_s = time.monotonic() - began
+        told(f"{name:10}  {took_s:4.0f} s  {brief(found)}", *(f"{name} failed: {why}" for why in wrong))
         figures += found
-        failed += [] if found else [name]
+        failed += [name] if wrong else []
     if given.json:
         print("\n".join(msgspec.json.encode(figure).decode() for figure in figures))
     else:
@@ -51,15 +58,44 @@ def names() -> list[str]:
     return sorted(path.stem for path in modules if IMPORT.search(path.read_text()))
 
 
-def measure(name: str) -> list[Figure]:
-    """Run one bench and read its figures; nothing if it failed."""
-    command = [sys.executable, "-m", f"bench.{name}", "--json"]
+def measure(name: str, *options: str) -> tuple[list[Figure], list[str]]:
+    """Run one bench: the figures that it gave, and what went wrong with it."""
+    command = [sys.executable, "-m", f"bench.{name}", "--json", *options]
     try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, timeout=TIME_OUT_S, check=True)
-        return [_line.decode(line) for line in done.stdout.splitlines() if line.startswith(b"{")]
-    except (subprocess.SubprocessError, msgspec.MsgspecError) as error:
-        print(f"{name} failed: {error}", file=sys.stderr)
-        return []
+        done = subprocess.run(command, stdout=subprocess.PIPE, timeout=TIME_OUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return [], [f"it did not end within {TIME_OUT_S:.0f} s"]
+    figures, wrong = read(done.stdout)
+    if done.returncode:
+        wrong.append(f"it ended with {done.returncode}; what it said stands above")
+    elif not figures:
+        wrong.append("it gave no figure")
+    return figures, wrong
+
+
+def read(printed: bytes) -> tuple[list[Figure], list[str]]:
+    """Read what a bench printed: its figures, and what is wrong with the lines that are none."""
+    figures: list[Figure] = []
+    wrong: list[str] = []
+    for line in printed.splitlines():
+        try:
+            figures.append(_line.decode(line))
+        except msgspec.MsgspecError as error:
+            wrong.append(f"this line of it is no figure ({error}): {line.decode(errors='replace')}")
+    return figures, wrong
+
+
+def brief(figures: list[Figure]) -> str:
+    """One bench in a line: how much it found, and the first of it."""
+    if not figures:
+        return "nothing"
+    first, more = figures[0], f", and {len(figures) - 1} more" if len(figures) > 1 else ""
+    return f"{first.id} {first.what}: {number(first.median)} {first.unit}{more}".lstrip()
+
+
+def told(*lines: str) -> None:
+    """Say how far it is, beside the figures."""
+    print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 def machine() -> str:
@@ -72,9 +108,9 @@ def verdict(figures: list[Figure], failed: list[str]) -> str:
     """One sentence on what was met, missed and not measured."""
     met = sum(figure.met is True for figure in figures)
     missed = [f"{figure.id} ({figure.what})" for figure in figures if figure.met is False]
-    lines = [f"{met} of {met + len(missed)} targets met."]
+    lines = [f"{met} of {met + len(missed)} targets met." if met or missed else "No target was judged."]
     lines += [f"Missed: {', '.join(missed)}."] if missed else []
-    lines += [f"Not measured, because they failed: {', '.join(failed)}."] if failed else []
+    lines += [f"Failed: {', '.join(failed)}."] if failed else []
     return "\n".join(lines)
 
 

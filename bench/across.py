@@ -1,36 +1,31 @@
 """B6 across processes: from the model server's send to the reader, through a real worker, the database and real APIs.
 
-    python -m bench.across [--clients 1000] [--runs 50] [--seconds 10] [--json]
+    python -m bench.across [--small] [--json] [--clients 1000] [--runs 50] [--seconds 10]
 
 The model server, the worker, each API and the readers are processes of their own. Each run is told 20 pieces a second,
 and each piece is the time at which it was sent. Readers are spread over the runs, and over the APIs.
 """
 
-import argparse
 import asyncio
 import os
-import shutil
-import socket
 import sys
-import tempfile
 import time
 from contextlib import suppress
-from pathlib import Path
 
-import aiohttp
 import uvloop
 from aiohttp import web
 from msgspec.structs import replace
 from tests.conftest import until
 from tests.installation import Installation
 
-from bench.figure import Figure, report, spread
+from bench.figure import Figure, chosen, report, spread
+from bench.place import data_folder
 from bench.readers import Readers
-from bench.stream import MARK, RATE, Measured, Process, notified
+from bench.stream import MARK, RATE, SMALL, Measured, Process, Sizes, notified
 from bench.thinker import HEAD, TAIL
 
 
-async def think(folder: Path) -> None:
+async def think() -> None:
     """Be a model server that talks from one `go` on stdin to the next `hush`, and until it closes."""
     talking = asyncio.Event()
 
@@ -57,17 +52,8 @@ async def think(folder: Path) -> None:
 
 async def second_api(installation: Installation) -> int:
     """Start another API and give its port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
-    await installation.start("serve", "--no-worker", "--port", str(port), name="api-2")
-    async with asyncio.timeout(60):
-        while True:
-            with suppress(aiohttp.ClientError):
-                async with installation.http.get(f"http://127.0.0.1:{port}/readyz") as reply:
-                    if reply.status == 200:
-                        return port
-            await asyncio.sleep(0.05)
+    process = await installation.start("serve", "--no-worker", "--port", "0", name="api-2")
+    return int((await installation.announced(process, "api-2")).rpartition(":")[2])
 
 
 async def measure(thinker: Process, ports: list[int], requests: list[bytes], seconds: float) -> Measured:
@@ -80,6 +66,7 @@ async def measure(thinker: Process, ports: list[int], requests: list[bytes], sec
     await asyncio.sleep(seconds)
     await thinker.say("hush")
     await asyncio.sleep(1.0)
+    await until(lambda: all(readers.count() for readers in crowds), 60)
     for readers in crowds:
         readers.close()
     late_ms = [late for readers in crowds for late in readers.late_ms()]
@@ -92,41 +79,34 @@ def wanted(key: str, runs: list[str], clients: int) -> list[bytes]:
     return [head.format(runs[n % len(runs)], key).encode() for n in range(clients)]
 
 
-async def main(given: argparse.Namespace) -> None:
-    folder = Path(tempfile.mkdtemp(prefix="sojourn-bench-"))
-    thinker = await Process.start("think", folder, "bench.across")
-    url = f"http://127.0.0.1:{await thinker.line()}"
-    env = {"SOJOURN_LOG_LEVEL": "warning", "SOJOURN_DRAIN_S": "1", "SOJOURN_STREAM_CLIENTS_TENANT_MAX": "2000"}
-    installation, figures = Installation(folder, url, env), list[Figure]()
-    try:
-        await installation.start_api("--no-worker")
-        ports = [int(installation.url.rpartition(":")[2]), await second_api(installation)]
-        await installation.start_worker()
-        key = (folder / "local.key").read_text().strip()
-        agent = {"model": "openai:talker"}
-        runs = [await installation.run(input="Talk.", agent=agent) for _ in range(given.runs)]
-        requests = wanted(key, runs, given.clients)
-        for count in (1, 2):
-            got = await measure(thinker, ports[:count], requests, given.seconds)
-            offered = f"{got.per_s:,.0f} of {given.clients * RATE:,}/s, load {os.getloadavg()[0]:.1f}"
-            apis = "two APIs" if count == 2 else "one API"
-            what = f"from the model's send to the reader, {given.clients} clients on {given.runs} runs, {apis}"
-            late = spread("B6", f"{what} ({offered})", "ms", got.late_ms, most=(10.0, 50.0))
-            figures.append(replace(late, floor=f"NOTIFY {Measured(await notified(folder), 0, 0).quantiles()}"))
-    finally:
-        await installation.stop()
-        await thinker.stop()
-        shutil.rmtree(folder)
+async def main(sizes: Sizes) -> None:
+    async with data_folder() as folder, Process.started("think", folder, "bench.across") as thinker:
+        url = f"http://127.0.0.1:{await thinker.line()}"
+        env = {"SOJOURN_LOG_LEVEL": "warning", "SOJOURN_DRAIN_S": "1", "SOJOURN_STREAM_CLIENTS_TENANT_MAX": "2000"}
+        installation, figures = Installation(folder, url, env), list[Figure]()
+        try:
+            await installation.start_api("--no-worker")
+            ports = [int(installation.url.rpartition(":")[2]), await second_api(installation)]
+            await installation.start_worker()
+            key = (folder / "local.key").read_text().strip()
+            agent = {"model": "openai:talker"}
+            runs = [await installation.run(input="Talk.", agent=agent) for _ in range(sizes.runs)]
+            requests = wanted(key, runs, sizes.clients)
+            for count in (1, 2):
+                got = await measure(thinker, ports[:count], requests, sizes.seconds)
+                offered = f"{got.per_s:,.0f} of {sizes.clients * RATE:,}/s, load {os.getloadavg()[0]:.1f}"
+                apis = "two APIs" if count == 2 else "one API"
+                what = f"from the model's send to the reader, {sizes.clients} clients on {sizes.runs} runs, {apis}"
+                late = spread("B6", f"{what} ({offered})", "ms", got.late_ms, most=(10.0, 50.0))
+                figures.append(replace(late, floor=f"NOTIFY {Measured(await notified(folder), 0, 0).quantiles()}"))
+        finally:
+            await installation.stop()
     report(figures)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clients", type=int, default=1000)
-    parser.add_argument("--runs", type=int, default=50)
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--role", choices=("think",))
-    parser.add_argument("--folder", type=Path)
-    asked = parser.parse_args()
-    uvloop.run(think(asked.folder) if asked.role else main(asked))
+    match sys.argv[1:]:
+        case ["think", _]:
+            uvloop.run(think())
+        case _:
+            uvloop.run(main(chosen(__doc__, Sizes(), SMALL)))

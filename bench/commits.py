@@ -1,27 +1,24 @@
 """How fast runs are claimed, committed and opened, with every commit on the disk (fsync on).
 
-    python -m bench.commits [--runs 1000] [--json]
+    python -m bench.commits [--small] [--json] [--runs 1000 ...]
 
 The commits of many runs share a statement and a wait for the disk; those of one run come one after the other. Step 200
 of a run with results of 20 KB is compared with step 1 by the bytes that its commits write to the log.
 """
 
-import argparse
 import asyncio
 import itertools
 import os
-import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from pathlib import Path
 
 import msgspec
 import uvloop
 
-from bench.figure import Figure, report
+from bench.figure import Figure, chosen, report
+from bench.place import empty_database
 from sojourn.loop import events as ev
 from sojourn.loop.agent import Agent, Tool, ref
 from sojourn.loop.budget import Limits
@@ -29,10 +26,9 @@ from sojourn.loop.continuation import Continuation, Principal, fresh
 from sojourn.loop.machine import apply, begin
 from sojourn.loop.messages import Message, ToolCall, Usage, observed, said
 from sojourn.loop.policy import Policy
-from sojourn.store import embedded, queue, runs
+from sojourn.store import queue, runs
 from sojourn.store.commits import Committer
-from sojourn.store.db import Database, connect
-from sojourn.store.migrate import migrate
+from sojourn.store.db import Database
 from sojourn.store.rows import Claimed, Commit, NewRun
 from sojourn.store.rows import Principal as Caller
 from sojourn.store.runs.snapshots import freeze, thaw
@@ -47,8 +43,22 @@ AGENT = Agent(
     policy=Policy(loop_guard=False),
     limits=Limits(steps=None),
 )
-STEPS = 200
 RESULT = "x" * 20_000
+
+
+class Sizes(msgspec.Struct, frozen=True):
+    """How much is measured."""
+
+    runs: int = 1000
+    claims: int = 300
+    fifties: int = 4
+    """Claims of fifty."""
+    steps: int = 200
+    """Of the long run."""
+    opens: int = 30
+
+
+SMALL = Sizes(runs=20, claims=10, fifties=1, steps=40, opens=3)
 
 
 class Driven:
@@ -136,11 +146,11 @@ async def grouped(committer: Committer, driven: list[Driven], rounds: int) -> fl
     return sum(map(len, work)) / (time.perf_counter() - began)
 
 
-async def long_run(db: Database, committer: Committer, driven: Driven) -> list[int]:
-    """Bytes of write-ahead log that each of 200 steps with a result of 20 KB took."""
+async def long_run(db: Database, committer: Committer, driven: Driven, steps: int) -> list[int]:
+    """Bytes of write-ahead log that each of many steps with a result of 20 KB took."""
     marks = []
     async with db.engine() as engine:
-        for _ in range(STEPS):
+        for _ in range(steps):
             marks.append(await engine.fetchval("select pg_current_wal_insert_lsn() - '0/0'::pg_lsn"))
             for commit in driven.step(RESULT):
                 await committer.commit(commit)
@@ -148,23 +158,23 @@ async def long_run(db: Database, committer: Committer, driven: Driven) -> list[i
     return [int(after - before) for before, after in itertools.pairwise(marks)]
 
 
-async def measure(db: Database, count: int) -> list[Figure]:
+async def measure(db: Database, sizes: Sizes) -> list[Figure]:
     """Run everything once."""
     token = await keys.bootstrap(db, tenant="bench")
     caller = await keys.authenticate(db, token or "")
     life = await queue.register(db, "bench", host="here", pid=os.getpid(), version="0")
     async with Committer(db, "bench", lambda _channel, _ids: None) as committer:
-        creates = await timed(lambda: submit(db, caller, 1), 500)
-        ones = await timed(lambda: queue.claim(db, "bench", 1), 300)
-        fifties = await timed(lambda: queue.claim(db, "bench", 50), 4)
-        await submit(db, caller, count)
-        driven = await take(db, count)
+        creates = await timed(lambda: submit(db, caller, 1), sizes.claims + 50 * sizes.fifties)
+        ones = await timed(lambda: queue.claim(db, "bench", 1), sizes.claims)
+        fifties = await timed(lambda: queue.claim(db, "bench", 50), sizes.fifties)
+        await submit(db, caller, sizes.runs)
+        driven = await take(db, sizes.runs)
         rate = await grouped(committer, driven, 5)
-        commits = [commit for _ in range(300) for commit in driven[1].step("ok")]
+        commits = [commit for _ in range(sizes.claims) for commit in driven[1].step("ok")]
         singles = await timed(lambda: committer.commit(commits.pop(0)), len(commits))
-        wal = await long_run(db, committer, driven[0])
+        wal = await long_run(db, committer, driven[0], sizes.steps)
         last = msgspec.structs.replace(driven[0].claimed, snapshot=thaw(freeze(driven[0].state)))
-        opens = await timed(lambda: queue.open(db, last), 30)
+        opens = await timed(lambda: queue.open(db, last), sizes.opens)
     await life.close()
     growth = statistics.mean(wal[-20:]) / statistics.mean(wal[:20])
     return [
@@ -173,7 +183,7 @@ async def measure(db: Database, count: int) -> list[Figure]:
         figure("claim fifty runs", "ms", fifties),
         Figure(
             id="store",
-            what=f"small commits of {count} runs",
+            what=f"small commits of {sizes.runs} runs",
             unit="/s",
             median=rate,
             target=">= 8,000",
@@ -181,8 +191,15 @@ async def measure(db: Database, count: int) -> list[Figure]:
             floor=f"one by one {1000 / statistics.median(singles):,.0f} /s",
         ),
         figure("one run's commit", "ms", singles),
-        figure("load a run of 200 steps of 20 KB", "ms", opens),
-        Figure(id="B8", what="bytes of step 200 / step 1", unit="x", median=growth, target="<= 1.2", met=growth <= 1.2),
+        figure(f"load a run of {sizes.steps} steps of 20 KB", "ms", opens),
+        Figure(
+            id="B8",
+            what=f"bytes of step {sizes.steps} / step 1",
+            unit="x",
+            median=growth,
+            target="<= 1.2",
+            met=growth <= 1.2,
+        ),
     ]
 
 
@@ -192,24 +209,11 @@ def figure(what: str, unit: str, times: list[float]) -> Figure:
     return Figure(id="", what=what, unit=unit, median=statistics.median(times), p99=p99)
 
 
-async def run(count: int) -> list[Figure]:
+async def run(sizes: Sizes) -> list[Figure]:
     """Measure on a server of our own, whose every commit goes to the disk."""
-    folder = Path(tempfile.mkdtemp(prefix="sojourn-bench-"))
-    try:
-        async with await embedded.start(folder) as cluster, await connect(cluster) as db:
-            await migrate(db)
-            return await measure(db, count)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m bench.commits", description=__doc__.partition("\n")[0])
-    parser.add_argument("--runs", type=int, default=1000)
-    parser.add_argument("--json", action="store_true")
-    report(uvloop.run(run(parser.parse_args().runs)))
+    async with empty_database() as db:
+        return await measure(db, sizes)
 
 
 if __name__ == "__main__":
-    main()
+    report(uvloop.run(run(chosen(__doc__, Sizes(), SMALL))))

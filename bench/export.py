@@ -2,22 +2,23 @@
 
 A caller in this process, the API in a second one, the embedded database. The exports that are imported are signed here,
 each as another run.
+
+    python -m bench.export [--small] [--json] [--rounds 60]
 """
 
-import asyncio
 import hashlib
-import shutil
-import tempfile
+import statistics
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from pathlib import Path
 
+import msgspec
 import uvloop
 from msgspec.structs import replace
 from tests.installation import Installation
 
-from bench.figure import Figure, report, spread
+from bench.figure import Figure, chosen, report, spread
+from bench.place import data_folder
 from bench.thinker import Thinker
 from sojourn.identity import seal
 from sojourn.loop.agent import Agent, Tool, digest, ref
@@ -30,10 +31,15 @@ from sojourn.loop.step.waits import ask_frame
 TURNS = (100, 60, 40)
 """Of the root and of the two frames below it."""
 WORDS = ("the quick brown fox jumps over the lazy dog and runs on through the night, " * 30)[:2000]
-ROUNDS = 60
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 FILES = bytes(range(256)) * 80
 WORKSPACE = "sha256:" + hashlib.sha256(FILES).hexdigest()
+
+
+class Sizes(msgspec.Struct, frozen=True):
+    """How much is measured."""
+
+    rounds: int = 60
 
 
 def turns(count: int) -> tuple[Message, ...]:
@@ -83,7 +89,7 @@ async def measured(count: int, work: Callable[[int], Awaitable[object]]) -> list
     return times[5:]
 
 
-async def bench(installation: Installation) -> list[Figure]:
+async def bench(installation: Installation, rounds: int) -> list[Figure]:
     issuer, secret = seal.new()
     run, agents = nested()
     plain = document.Export(
@@ -99,7 +105,7 @@ async def bench(installation: Installation) -> list[Figure]:
     )
     exports = [
         document.sealed(replace(plain, continuation=replace(run, run_id=f"run_{n}")), lambda b: seal.sign(secret, b))
-        for n in range(ROUNDS + 5)
+        for n in range(rounds + 5)
     ]
     await installation.post("/v1/trust", {"issuer": issuer, "name": "bench"}, expect=201)
     made: list[str] = []
@@ -118,8 +124,8 @@ async def bench(installation: Installation) -> list[Figure]:
         seal.verify(opened.issuer, opened.sig, opened.signed)
         reading.whole(opened.plain)
 
-    imports, takes = await measured(ROUNDS, bring), await measured(ROUNDS, take)
-    alone = sorted(await measured(ROUNDS, check))[ROUNDS // 2]
+    imports, takes = await measured(rounds, bring), await measured(rounds, take)
+    alone = statistics.median(await measured(rounds, check))
     what = f"a run of {sum(TURNS)} turns, {len(exports[0]) / 1000:,.0f} KB"
     imported = spread("C2", f"import of {what}", "ms", imports)
     return [
@@ -128,19 +134,15 @@ async def bench(installation: Installation) -> list[Figure]:
     ]
 
 
-async def main() -> None:
-    data_dir = Path(tempfile.mkdtemp(prefix="sojourn-bench-"))
-    try:
-        async with Thinker() as thinker:
-            installation = Installation(data_dir, thinker.url, {"SOJOURN_LOG_LEVEL": "warning"})
-            try:
-                await installation.start_api("--no-worker")
-                report(await bench(installation))
-            finally:
-                await installation.stop()
-    finally:
-        await asyncio.to_thread(shutil.rmtree, data_dir)
+async def main(sizes: Sizes) -> None:
+    async with data_folder() as data_dir, Thinker() as thinker:
+        installation = Installation(data_dir, thinker.url, {"SOJOURN_LOG_LEVEL": "warning"})
+        try:
+            await installation.start_api("--no-worker")
+            report(await bench(installation, sizes.rounds))
+        finally:
+            await installation.stop()
 
 
 if __name__ == "__main__":
-    uvloop.run(main())
+    uvloop.run(main(chosen(__doc__, Sizes(), Sizes(rounds=3))))

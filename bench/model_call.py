@@ -1,12 +1,11 @@
 """What one streamed model call costs in CPU, with many in flight in one process.
 
-    python -m bench.model_call [--calls 2000] [--in-flight 1000] [--dialect openai]
+    python -m bench.model_call [--small] [--json] [--calls 2000 ...]
 
 The server is a process of its own that answers every request with the same 47 events, one packet an event, spread over
-two seconds, so that all calls are open at once. The CPU time is that of this process alone.
+some seconds, so that all calls are open at once. The CPU time is that of this process alone.
 """
 
-import argparse
 import asyncio
 import json
 import multiprocessing
@@ -17,15 +16,26 @@ from multiprocessing.connection import Connection
 import msgspec
 import uvloop
 
-from bench.figure import Figure, report
+from bench.figure import Figure, chosen, report
 from sojourn.loop.messages import Message, said
 from sojourn.models.endpoints import Endpoints
 from sojourn.models.model import Endpoint, Request, ToolDefinition
 
 EVENTS = 47
-SPREAD_S = 2.0
 TARGET_MS = 1.7
 TOOL = ToolDefinition(name="shell", description="Run a command.", schema='{"type":"object","properties":{}}')
+
+
+class Sizes(msgspec.Struct, frozen=True):
+    """How much is measured."""
+
+    calls: int = 2000
+    in_flight: int = 1000
+    spread_s: float = 2.0
+    """How long an answer takes."""
+
+
+SMALL = Sizes(calls=40, in_flight=20, spread_s=0.2)
 
 
 class Measured(msgspec.Struct):
@@ -38,10 +48,12 @@ class Measured(msgspec.Struct):
     cpu_ms_per_call: float
 
 
-async def measure(*, calls: int = 2000, in_flight: int = 1000, dialect: str = "openai") -> Measured:
-    """Make `calls` streamed calls, `in_flight` at a time, and return what one of them costs this process."""
+async def measure(dialect: str, sizes: Sizes) -> Measured:
+    """Make streamed calls, many at a time, and return what one of them costs this process."""
     ours, theirs = multiprocessing.Pipe()
-    server = multiprocessing.get_context("spawn").Process(target=serve, args=(theirs, dialect), daemon=True)
+    server = multiprocessing.get_context("spawn").Process(
+        target=serve, args=(theirs, dialect, sizes.spread_s), daemon=True
+    )
     server.start()
     port = await asyncio.to_thread(ours.recv)
     endpoint = Endpoint(name="p", dialect=dialect, base_url=f"http://127.0.0.1:{port}", key_required=False)  # type: ignore[arg-type]
@@ -49,13 +61,13 @@ async def measure(*, calls: int = 2000, in_flight: int = 1000, dialect: str = "o
     try:
         await _run(models, calls=20, in_flight=20)
         began, cpu = time.perf_counter(), time.process_time()
-        await _run(models, calls=calls, in_flight=in_flight)
+        await _run(models, calls=sizes.calls, in_flight=sizes.in_flight)
         cpu_s, wall_s = time.process_time() - cpu, time.perf_counter() - began
     finally:
         await models.close()
         server.terminate()
         server.join()
-    return Measured(dialect, calls, in_flight, wall_s, cpu_s / calls * 1e3)
+    return Measured(dialect, sizes.calls, sizes.in_flight, wall_s, cpu_s / sizes.calls * 1e3)
 
 
 async def _run(models: Endpoints, *, calls: int, in_flight: int) -> None:
@@ -83,12 +95,12 @@ async def _call(models: Endpoints, number: int) -> None:
     assert deltas >= EVENTS - 7, deltas
 
 
-def serve(told: Connection, dialect: str) -> None:
+def serve(told: Connection, dialect: str, spread_s: float) -> None:
     """Run the scripted server: it spends nothing on reading requests."""
-    uvloop.run(_serve(told, packets(dialect)))
+    uvloop.run(_serve(told, packets(dialect), spread_s))
 
 
-async def _serve(told: Connection, events: list[bytes]) -> None:
+async def _serve(told: Connection, events: list[bytes], spread_s: float) -> None:
     loop = asyncio.get_running_loop()
 
     class Scripted(asyncio.Protocol):
@@ -107,7 +119,7 @@ async def _serve(told: Connection, events: list[bytes]) -> None:
         def play(self, place: int) -> None:
             self.transport.write(events[place])  # type: ignore[attr-defined]
             if place + 1 < len(events):
-                loop.call_later(SPREAD_S / len(events), self.play, place + 1)
+                loop.call_later(spread_s / len(events), self.play, place + 1)
 
     server = await loop.create_server(Scripted, "127.0.0.1", 0, backlog=4096)
     told.send(server.sockets[0].getsockname()[1])
@@ -157,17 +169,9 @@ def anthropic_events() -> list[bytes]:
     ]
 
 
-def main() -> None:
+def main(sizes: Sizes) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--calls", type=int, default=2000)
-    parser.add_argument("--in-flight", type=int, default=1000)
-    parser.add_argument("--dialect", choices=("openai", "anthropic"))
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    dialects = [args.dialect] if args.dialect else ["openai", "anthropic"]
-    measured = [uvloop.run(measure(calls=args.calls, in_flight=args.in_flight, dialect=one)) for one in dialects]
-    report([figure(one) for one in measured])
+    report([figure(uvloop.run(measure(dialect, sizes))) for dialect in ("openai", "anthropic")])
 
 
 def figure(found: Measured) -> Figure:
@@ -178,4 +182,4 @@ def figure(found: Measured) -> Figure:
 
 
 if __name__ == "__main__":
-    main()
+    main(chosen(__doc__, Sizes(), SMALL))

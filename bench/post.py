@@ -1,27 +1,26 @@
 """What a request costs: CPU time of the API's process for each, and how long the caller waits for it.
 
-    python -m bench.post [--requests 3000] [--json]
+    python -m bench.post [--small] [--json] [--requests 3000]
 
 An authenticated POST that inserts one row (a session) is what the floors of other frameworks were measured on. The API
 runs in a process of its own; eight callers here keep their connections.
 """
 
-import argparse
 import asyncio
-import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import uvloop
 from aiohttp import web
 from tests.api.played_worker import at, ids
 
-from bench.figure import Figure, report, spread
-from bench.processor import own_s
+from bench.figure import Figure, chosen, report, spread
+from bench.place import data_folder
+from bench.stream import Process
 from sojourn.api.app import build
 from sojourn.api.parts import Api
 from sojourn.guardrails.in_force import InForce
@@ -46,6 +45,17 @@ ASKED: dict[str, tuple[str, str, Any]] = {
     "POST /v1/sessions (one insert)": ("POST", "/v1/sessions", {}),
     "POST /v1/runs (session, run, journal, message, agent)": ("POST", "/v1/runs", RUN),
 }
+
+
+class Sizes(msgspec.Struct, frozen=True):
+    """How much is measured."""
+
+    requests: int = 3000
+    before: int = 200
+    """Requests of each kind that are not counted."""
+
+
+SMALL = Sizes(requests=40, before=CALLERS)
 
 
 class Models:
@@ -97,34 +107,25 @@ async def ask(url: str, token: str, asked: tuple[str, str, Any], n: int) -> list
     return took
 
 
-async def main(requests: int) -> None:
-    folder = Path(tempfile.mkdtemp(prefix="sojourn-bench-"))
-    command = [sys.executable, "-m", "bench.post", "--serve", str(folder)]
+async def main(sizes: Sizes) -> None:
     figures: list[Figure] = []
-    pipe = asyncio.subprocess.PIPE
-    server = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
-    assert server.stdin is not None
-    assert server.stdout is not None
-    port, token = (await server.stdout.readline()).decode().split()
-    for what, asked in ASKED.items():
-        url = f"http://127.0.0.1:{port}"
-        await ask(url, token, asked, 200)
-        before = own_s(server.pid)
-        took = await ask(url, token, asked, requests)
-        each_us = (own_s(server.pid) - before) / len(took) * 1e6
-        floor = FLOOR if "one insert" in what else ""
-        figures.append(Figure(id="POST", what=f"CPU, {what}", unit="us", median=each_us, floor=floor))
-        figures.append(spread("POST", f"answered, {what}, {CALLERS} callers", "ms", took))
-    server.stdin.close()
-    await server.wait()
-    shutil.rmtree(folder)
+    async with data_folder() as folder, Process.started("serve", folder, "bench.post") as server:
+        port, token = (await server.line()).split()
+        for what, asked in ASKED.items():
+            url = f"http://127.0.0.1:{port}"
+            await ask(url, token, asked, sizes.before)
+            before = server.cpu_s()
+            took = await ask(url, token, asked, sizes.requests)
+            each_us = (server.cpu_s() - before) / len(took) * 1e6
+            floor = FLOOR if "one insert" in what else ""
+            figures.append(Figure(id="POST", what=f"CPU, {what}", unit="us", median=each_us, floor=floor))
+            figures.append(spread("POST", f"answered, {what}, {CALLERS} callers", "ms", took))
     report(figures)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=3000)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--serve", type=Path)
-    given = parser.parse_args()
-    uvloop.run(serve(given.serve) if given.serve else main(given.requests))
+    match sys.argv[1:]:
+        case ["serve", folder]:
+            uvloop.run(serve(Path(folder)))
+        case _:
+            uvloop.run(main(chosen(__doc__, Sizes(), SMALL)))

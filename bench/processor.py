@@ -6,6 +6,8 @@ from pathlib import Path
 from sojourn.store.embedded.home import home_in
 
 _TICK = os.sysconf("SC_CLK_TCK")
+LEAST_S = 1 / _TICK
+"""The shortest time that the kernel tells: what took no time at all took this."""
 _OWN, _WITH_ENDED_CHILDREN = slice(11, 13), slice(11, 15)
 """Places in /proc/PID/stat behind the name. Source: proc_pid_stat(5)."""
 

@@ -1,28 +1,31 @@
 """B1, B2, B3, B8, B10, B11: what the platform adds to a run, measured from outside in real processes.
 
 A caller and a model endpoint in this process, the API in a second one, one worker in a third, the embedded database.
+
+    python -m bench.run [--small] [--json] [--firsts 150 ...]
 """
 
 import asyncio
 import os
 import re
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import asyncpg
+import msgspec
 import uvloop
 from msgspec.structs import replace
 from tests.conftest import until
 from tests.installation import Installation, offer_tools
 
 from bench import bare, processor
-from bench.figure import Figure, report
+from bench.figure import Figure, chosen, report
+from bench.place import data_folder
 from bench.thinker import Thinker
 from sojourn.store import embedded
 
@@ -34,6 +37,27 @@ async def noop() -> str:
     """Nothing."""
     return "x" * {size}
 '''
+
+
+class Sizes(msgspec.Struct, frozen=True):
+    """How much is measured."""
+
+    firsts: int = 130
+    """Runs of B1, after `before` that are not counted."""
+    before: int = 20
+    alone: int = 12
+    """Runs of B2, one after the other."""
+    together: int = 100
+    one_step: int = 600
+    late: int = 5
+    """Runs of so many steps:"""
+    steps: int = 200
+    held: int = 1000
+    starts: int = 3
+    commands: int = 15
+
+
+SMALL = Sizes(firsts=3, before=1, alone=1, together=4, one_step=10, late=1, steps=40, held=10, starts=1, commands=1)
 
 
 class Bench:
@@ -74,14 +98,14 @@ class Bench:
         return self.installation.data_dir
 
 
-async def first_byte(bench: Bench) -> list[Figure]:
+async def first_byte(bench: Bench, sizes: Sizes) -> list[Figure]:
     """B1: from POST to the model's endpoint being asked."""
     times: list[float] = []
-    for _ in range(150):
+    for _ in range(sizes.before + sizes.firsts):
         run_id, name, began = await bench.run("0-1")
         await bench.ended(run_id)
         times.append((bench.thinker.asked[name][0] - began) * 1000)
-    p50, p99 = _quantiles(times[20:])
+    p50, p99 = _quantiles(times[sizes.before :])
     met = p50 <= 10 and p99 <= 30
     post, commit = await _bare_ms(bench.thinker, bench.thinker.body), await bare.commit_ms(bench.data_dir)
     return [
@@ -98,10 +122,10 @@ async def first_byte(bench: Bench) -> list[Figure]:
     ]
 
 
-async def added(bench: Bench) -> list[Figure]:
+async def added(bench: Bench, runs: int) -> list[Figure]:
     """B2: from the end of one reply to the next request, with a tool that does nothing between."""
     gaps: list[float] = []
-    for _ in range(12):
+    for _ in range(runs):
         run_id, name, _ = await bench.run("9-40")
         await bench.ended(run_id)
         gaps += _gaps(bench.thinker.answered[name], bench.thinker.asked[name])
@@ -121,7 +145,7 @@ async def many(bench: Bench, model: str, runs: int, target: float) -> list[Figur
     await asyncio.gather(*(bench.ended(run_id) for run_id, _, _ in asked))
     wall_s = time.perf_counter() - began
     worker_s, database_s = (after - s for after, s in zip(bench.cpu_s(), before, strict=True))
-    rate = steps / worker_s
+    rate = steps / max(worker_s, processor.LEAST_S)
     what = f"{runs} runs, {model.partition('-')[2]} chunks"
     return [
         Figure(
@@ -132,14 +156,19 @@ async def many(bench: Bench, model: str, runs: int, target: float) -> list[Figur
             target=f">= {target:g}",
             met=rate >= target,
         ),
-        Figure(id="B2", what=f"steps/s per database core, all in, {what}", unit="1/s", median=steps / database_s),
+        Figure(
+            id="B2",
+            what=f"steps/s per database core, all in, {what}",
+            unit="1/s",
+            median=steps / max(database_s, processor.LEAST_S),
+        ),
         Figure(id="B2", what=f"steps/s all in on this machine, {what}", unit="1/s", median=steps / wall_s),
     ]
 
 
-async def one_step(bench: Bench) -> list[Figure]:
+async def one_step(bench: Bench, count: int) -> list[Figure]:
     """B3: runs of one step, as many as come through."""
-    count, lanes = 600, asyncio.Semaphore(60)
+    lanes = asyncio.Semaphore(60)
 
     async def one() -> None:
         body = {"agent": {"model": "openai:0-1"}, "input": "bench one"}
@@ -153,25 +182,27 @@ async def one_step(bench: Bench) -> list[Figure]:
     return [Figure(id="B3", what="one-step runs a second", unit="1/s", median=rate, target=">= 330", met=rate >= 330)]
 
 
-async def late_steps(bench: Bench) -> list[Figure]:
-    """B8: the last steps of a run of 200 with 20 KB results against its first, until all of the request is there."""
+async def late_steps(bench: Bench, runs: int, steps: int) -> list[Figure]:
+    """B8: the last steps of a long run with 20 KB results against its first, until all of the request is there."""
+    marks = steps // 40, steps // 5, steps * 4 // 5, steps * 39 // 40
     first: list[float] = []
     last: list[float] = []
-    for _ in range(5):
-        run_id, name, _ = await bench.run("199-1", steps=250)
-        written = await _written(bench, name)
-        await bench.ended(run_id)
-        gaps = _gaps(bench.thinker.answered[name], bench.thinker.read[name])
-        first, last = first + gaps[5:35], last + gaps[-30:]
+    async with _written(bench, marks) as written:
+        for _ in range(runs):
+            run_id, name, _ = await bench.run(f"{steps - 1}-1", steps=steps + 50)
+            await bench.ended(run_id)
+            gaps = _gaps(bench.thinker.answered[name], bench.thinker.read[name])
+            first, last = first + gaps[marks[0] : marks[0] + steps * 3 // 20], last + gaps[-steps * 3 // 20 :]
     early, late = statistics.median(first), statistics.median(last)
     body = bench.thinker.body
-    bare_early, bare_late = [await _bare_ms(bench.thinker, body[: len(body) * step // 200]) for step in (20, 185)]
+    bare_early, bare_late = [await _bare_ms(bench.thinker, body[: len(body) * part // 40]) for part in (4, 37)]
     slower = (late - bare_late) / (early - bare_early)
-    more = _rate(written, 160, 195) / _rate(written, 5, 40)
+    began, more_early, less_late, ended = (written[mark] for mark in marks)
+    more = (ended - less_late) / (more_early - began)
     return [
         Figure(
             id="B8",
-            what="time of step 200 against step 1, 20 KB results, less a bare POST",
+            what=f"time of step {steps} against step 1, 20 KB results, less a bare POST",
             unit="x",
             median=slower,
             floor=f"bare POST {bare_late:.1f} of {late:.1f} ms, {bare_early:.1f} of {early:.1f} ms",
@@ -182,18 +213,21 @@ async def late_steps(bench: Bench) -> list[Figure]:
     ]
 
 
-async def _written(bench: Bench, name: str) -> dict[int, float]:
-    """Look at the database's log until a run has asked 200 times: how long it was at which step."""
-    cluster = await embedded.start(bench.installation.data_dir)
-    connection = await asyncpg.connect(cluster.dsns.migrate)
+@asynccontextmanager
+async def _written(bench: Bench, marks: Sequence[int]) -> AsyncIterator[dict[int, float]]:
+    """Tell how long the database's log was when the last run asked for the so-manieth time."""
     written: dict[int, float] = {}
-    asked = bench.thinker.asked.setdefault(name, [])
-    while len(asked) < 200:
-        written[len(asked)] = await connection.fetchval("select (pg_current_wal_lsn() - '0/0')::float8")
-        await asyncio.sleep(0.02)
-    await connection.close()
-    await cluster.close()
-    return written
+    async with await embedded.start(bench.data_dir) as cluster:
+        connection = await asyncpg.connect(cluster.dsns.migrate)
+
+        async def look(times: int) -> None:
+            if times in marks:
+                written[times] = await connection.fetchval("select (pg_current_wal_lsn() - '0/0')::float8")
+
+        bench.thinker.look = look
+        yield written
+        bench.thinker.look = None
+        await connection.close()
 
 
 async def _bare_ms(thinker: Thinker, body: bytes) -> float:
@@ -204,10 +238,10 @@ async def _bare_ms(thinker: Thinker, body: bytes) -> float:
     return statistics.median(_gaps(began, [0.0, *thinker.read[name]]))
 
 
-async def in_flight(bench: Bench) -> list[Figure]:
+async def in_flight(bench: Bench, count: int) -> list[Figure]:
     """B10: memory of a run whose model is answering."""
-    floor_kb = await bare.apart(bare.hold_kb, bench.thinker.url, 200)
-    held, before, count = bench.thinker.holding, bare.memory_kb(bench.worker), 1000
+    floor_kb = await bare.apart(bare.hold_kb, bench.thinker.url, min(count, 200))
+    held, before = bench.thinker.holding, bare.memory_kb(bench.worker)
     asked = await asyncio.gather(*(bench.run("hold") for _ in range(count)))
     await until(lambda: bench.thinker.holding == held + count, 120)
     each = (bare.memory_kb(bench.worker) - before) / count
@@ -221,7 +255,7 @@ async def in_flight(bench: Bench) -> list[Figure]:
     return [
         Figure(
             id="B10",
-            what="memory of one run in flight, of 1,000",
+            what=f"memory of one run in flight, of {count:,}",
             unit="KB",
             median=each,
             floor=f"a bare streamed answer {floor_kb:.0f} KB",
@@ -230,7 +264,7 @@ async def in_flight(bench: Bench) -> list[Figure]:
         ),
         Figure(
             id="B10",
-            what="added to a step beside 1,000 in flight",
+            what=f"added to a step beside {count:,} in flight",
             unit="ms",
             median=_quantiles(gaps)[0],
             p99=_quantiles(gaps)[1],
@@ -238,10 +272,10 @@ async def in_flight(bench: Bench) -> list[Figure]:
     ]
 
 
-async def starts(data_dir: Path, env: dict[str, str]) -> list[Figure]:
+async def starts(data_dir: Path, env: dict[str, str], sizes: Sizes) -> list[Figure]:
     """B11: the second start of a server, and the command line's own."""
     times = []
-    for _ in range(4):
+    for _ in range(1 + sizes.starts):
         began = time.perf_counter()
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "sojourn.cli", "serve", "--port", "0", env=env, stdout=asyncio.subprocess.PIPE
@@ -253,8 +287,10 @@ async def starts(data_dir: Path, env: dict[str, str]) -> list[Figure]:
         process.terminate()
         await process.communicate()
         await until(lambda: not embedded.running(data_dir))
-    command = await asyncio.to_thread(_process_ms, [sys.executable, "-m", "sojourn.cli", "version"], env)
-    floor = await asyncio.to_thread(_process_ms, [sys.executable, "-c", "pass"], env)
+    command = await asyncio.to_thread(
+        _process_ms, [sys.executable, "-m", "sojourn.cli", "version"], env, sizes.commands
+    )
+    floor = await asyncio.to_thread(_process_ms, [sys.executable, "-c", "pass"], env, sizes.commands)
     start = statistics.median(times[1:])
     return [
         Figure(
@@ -277,10 +313,10 @@ async def starts(data_dir: Path, env: dict[str, str]) -> list[Figure]:
     ]
 
 
-def _process_ms(command: list[str], env: dict[str, str]) -> float:
+def _process_ms(command: list[str], env: dict[str, str], rounds: int) -> float:
     """How long a command takes from start to end."""
     times = []
-    for _ in range(15):
+    for _ in range(rounds):
         began = time.perf_counter()
         subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL)
         times.append((time.perf_counter() - began) * 1000)
@@ -292,12 +328,6 @@ def _gaps(ended: list[float], begun: list[float]) -> list[float]:
     return [(after - before) * 1000 for before, after in zip(ended, begun[1:], strict=False)]
 
 
-def _rate(written: dict[int, float], low: int, high: int) -> float:
-    """Bytes a step between two steps that were looked at."""
-    inside = sorted(step for step in written if low <= step <= high)
-    return (written[inside[-1]] - written[inside[0]]) / (inside[-1] - inside[0])
-
-
 def _quantiles(times: list[float]) -> tuple[float, float]:
     ordered = sorted(times)
     return statistics.median(ordered), ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
@@ -305,43 +335,37 @@ def _quantiles(times: list[float]) -> tuple[float, float]:
 
 async def with_bench(size: int, measure: Callable[[Bench], Awaitable[list[Figure]]], **env: str) -> list[Figure]:
     """Measure on an installation of its own."""
-    data_dir = Path(tempfile.mkdtemp(prefix="sojourn-bench-"))
-    try:
-        async with Thinker() as thinker:
-            offered = offer_tools(data_dir, NOOP.replace("{size}", str(size)), "noop")
-            extra = {"OPENAI_BASE_URL": thinker.url, "SOJOURN_LOG_LEVEL": "warning", **offered, **env}
-            installation = Installation(data_dir, thinker.url, extra)
-            try:
-                await installation.start_api("--no-worker")
-                await installation.start_worker()
-                return await measure(Bench(installation, thinker))
-            finally:
-                await installation.stop()
-    finally:
-        shutil.rmtree(data_dir)
+    async with data_folder() as data_dir, Thinker() as thinker:
+        offered = offer_tools(data_dir, NOOP.replace("{size}", str(size)), "noop")
+        extra = {"OPENAI_BASE_URL": thinker.url, "SOJOURN_LOG_LEVEL": "warning", **offered, **env}
+        installation = Installation(data_dir, thinker.url, extra)
+        try:
+            await installation.start_api("--no-worker")
+            await installation.start_worker()
+            return await measure(Bench(installation, thinker))
+        finally:
+            await installation.stop()
 
 
-async def main() -> None:
+async def main(sizes: Sizes) -> None:
     async def hot_path(bench: Bench) -> list[Figure]:
         return [
-            *await first_byte(bench),
-            *await added(bench),
-            *await many(bench, "9-40", 100, 300),
-            *await many(bench, "9-1", 100, 800),
-            *await one_step(bench),
+            *await first_byte(bench, sizes),
+            *await added(bench, sizes.alone),
+            *await many(bench, "9-40", sizes.together, 300),
+            *await many(bench, "9-1", sizes.together, 800),
+            *await one_step(bench, sizes.one_step),
         ]
 
     figures = await with_bench(10, hot_path)
-    figures += await with_bench(20_000, late_steps)
-    figures += await with_bench(10, in_flight, SOJOURN_WORKER_RUNS_MAX="1100", SOJOURN_QUEUED_RUNS_MAX="2000")
-    data_dir = Path(tempfile.mkdtemp(prefix="sojourn-bench-"))
-    try:
+    figures += await with_bench(20_000, lambda bench: late_steps(bench, sizes.late, sizes.steps))
+    env = {"SOJOURN_WORKER_RUNS_MAX": "1100", "SOJOURN_QUEUED_RUNS_MAX": "2000"}
+    figures += await with_bench(10, lambda bench: in_flight(bench, sizes.held), **env)
+    async with data_folder() as data_dir:
         env = {"PATH": os.environ["PATH"], "HOME": str(data_dir), "SOJOURN_LOG_LEVEL": "warning"}
-        figures += await starts(data_dir, env | {"SOJOURN_DATA_DIR": str(data_dir)})
-    finally:
-        shutil.rmtree(data_dir)
+        figures += await starts(data_dir, env | {"SOJOURN_DATA_DIR": str(data_dir)}, sizes)
     report(figures)
 
 
 if __name__ == "__main__":
-    uvloop.run(main())
+    uvloop.run(main(chosen(__doc__, Sizes(), SMALL)))

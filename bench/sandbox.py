@@ -2,6 +2,8 @@
 
 `make bench` runs it. The rule: real sandboxes on this machine, one at a time, and every figure beside its target and
 beside its floor: the same work by the machine's own tools in the same round, so that a noisy machine shows in both.
+
+    python -m bench.sandbox [--small] [--json] [--rounds 100 ...]
 """
 
 import asyncio
@@ -20,7 +22,7 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from bench.figure import Figure, report, spread
+from bench.figure import Figure, chosen, report, spread
 from sojourn.sandboxes.bwrap import BwrapProvider
 from sojourn.sandboxes.keeper.protocol import TRASH, WORKSPACES
 from sojourn.sandboxes.sandbox import Sandbox, Spec
@@ -29,8 +31,6 @@ from sojourn.sandboxes.start.bubblewrap import find
 _FILES, _FILE_BYTES = 1000, 50 << 10
 _FILL = f"import os\nfor n in range({_FILES}): open(f'f{{n}}', 'wb').write(os.urandom({_FILE_BYTES}))"
 _REST_S = 0.05
-_IDLE_AFTER_S = 2.0
-_IDLE = 20
 _ECHO = ["/usr/bin/echo", "hello"]
 # The same namespaces; fewer mounts, no filter, no limits, no uid of its own.
 _PLAIN = (
@@ -51,6 +51,18 @@ _PLAIN = (
 )
 
 T = TypeVar("T")
+
+
+class Sizes(msgspec.Struct, frozen=True):
+    """How much is measured."""
+
+    rounds: int = 100
+    idle: int = 20
+    """Sandboxes side by side, that nobody uses."""
+    idle_after_s: float = 2.0
+
+
+SMALL = Sizes(rounds=2, idle=2, idle_after_s=0.2)
 
 
 class Row(NamedTuple):
@@ -104,18 +116,18 @@ class Times:
         return msgspec.structs.replace(figure, floor=f"{row.floor} {floor:.2g}: x{figure.median / floor:.1f}")
 
 
-async def measure(rounds: int) -> Times:
+async def measure(sizes: Sizes) -> Times:
     """Run `rounds` lives of a sandbox without rests, as many with, and a tenth as many moves of files."""
     times = Times()
     with tempfile.TemporaryDirectory(prefix="sojourn-bench-") as folder:
-        provider = BwrapProvider(Path(folder), idle_s=0.2, rest_s=_IDLE_AFTER_S)
+        provider = BwrapProvider(Path(folder), idle_s=0.2, rest_s=sizes.idle_after_s)
         await provider.probe()
         for rest_s in (0.0, _REST_S):
-            for turn in range(rounds):
+            for turn in range(sizes.rounds):
                 await _one_life(provider, times, Path(folder, WORKSPACES, f"life-{turn}"), rest_s=rest_s)
-        for turn in range(max(1, rounds // 10)):
+        for turn in range(max(1, sizes.rounds // 10)):
             await _one_move(provider, times, Path(folder, WORKSPACES, f"move-{turn}"))
-        await _memory(provider, times, Path(folder))
+        await _memory(provider, times, Path(folder), sizes)
         await provider.reap(frozenset())
         await provider.close()
         while (Path(folder) / "keeper.sock").exists():  # noqa: ASYNC110  another process removes it
@@ -187,15 +199,15 @@ def _tar_in(tar: Path, folder: Path) -> None:
     subprocess.run(["tar", "xf", tar, "-C", folder], check=True)
 
 
-async def _memory(provider: BwrapProvider, times: Times, folder: Path) -> None:
+async def _memory(provider: BwrapProvider, times: Times, folder: Path, sizes: Sizes) -> None:
     """What each of some sandboxes adds, used and idle: its processes' own pages, and its share of the keeper."""
     before = _pages_mb(folder)
-    sandboxes = [await provider.create(f"idle-{turn}", Spec()) for turn in range(_IDLE)]
+    sandboxes = [await provider.create(f"idle-{turn}", Spec()) for turn in range(sizes.idle)]
     for sandbox in sandboxes:
         await _echo(sandbox, "used")
-    times.taken["sandbox that was just used MB"].append((_pages_mb(folder) - before) / _IDLE)
-    await asyncio.sleep(3 * _IDLE_AFTER_S)
-    times.taken["idle sandbox MB"].append((_pages_mb(folder) - before) / _IDLE)
+    times.taken["sandbox that was just used MB"].append((_pages_mb(folder) - before) / sizes.idle)
+    await asyncio.sleep(3 * sizes.idle_after_s)
+    times.taken["idle sandbox MB"].append((_pages_mb(folder) - before) / sizes.idle)
     for sandbox in sandboxes:
         await sandbox.destroy()
 
@@ -221,5 +233,5 @@ def _share_kb(pid: int) -> int:
 
 
 if __name__ == "__main__":
-    measured = asyncio.run(measure(100))
+    measured = asyncio.run(measure(chosen(__doc__, Sizes(), SMALL)))
     report([measured.figure(name) for name in ROWS])

@@ -1,38 +1,32 @@
 """What a million finished runs cost those that begin now, and what their end costs.
 
-    python -m bench.size [--runs 1000000] [--json]
+    python -m bench.size [--small] [--json] [--runs 1000000 ...]
 
 The store alone, without network or model. The same work is timed in an empty database, in a full one, while half of it
 is deleted, and afterwards. It takes a quarter of an hour, so `make bench` leaves it out: `make bench-size`.
 """
 
-import argparse
 import asyncio
-import shutil
 import statistics
-import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import uvloop
 from tests.store.scripted_runs import Hand, Worker, hired, submit
 
-from bench import figure
-from bench.figure import Figure
+from bench.figure import Figure, chosen, report, spread
+from bench.place import empty_database
 from sojourn.settings import Settings
-from sojourn.store import embedded, health, queue, runs
-from sojourn.store.db import Connection, Database, connect
-from sojourn.store.migrate import migrate
+from sojourn.store import health, queue, runs
+from sojourn.store.db import Connection, Database
 from sojourn.store.retention import sizes
 from sojourn.store.rows import Principal, RunFilter
 from sojourn.store.tenant import keys, sessions
 from sojourn.worker.upkeep.tidying import tidy
 
-ROUNDS = 300
 PART = 50_000
 KEPT_DAYS = 90
 TABLES = ("tenant", "run", "session", "journal", "message", "ledger")
@@ -70,6 +64,16 @@ from generate_series($1::int, $2::int) n, ledger l where l.run_id = $3
 """,
 )
 DEAD = "select relname, n_dead_tup, n_live_tup from pg_stat_user_tables where relname = any($1)"
+
+
+class Sizes(msgspec.Struct, frozen=True):
+    """How much is measured."""
+
+    runs: int = 1_000_000
+    rounds: int = 300
+
+
+SMALL = Sizes(runs=200, rounds=3)
 
 
 class Work:
@@ -129,18 +133,6 @@ class Work:
         return self.times
 
 
-@asynccontextmanager
-async def place() -> AsyncIterator[Database]:
-    """Give an empty installation, as durable as a real one."""
-    folder = Path(tempfile.mkdtemp(prefix="sojourn-bench-"))
-    try:
-        async with await embedded.start(folder) as cluster, await connect(cluster.dsns) as database:
-            await migrate(database)
-            yield database
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 async def fill(database: Database, run_id: str, count: int) -> None:
     """Copy a run so many times."""
     async with database.migrator() as owner:
@@ -188,34 +180,31 @@ def _fact(what: str, unit: str, value: float) -> Figure:
 def compared(what: str, times: dict[str, list[float]], floor: dict[str, list[float]]) -> list[Figure]:
     """Figures of every kind of work, beside the empty database's."""
     return [
-        figure.spread("D8", f"{kind}, {what}", "ms", found, most=(max(1.5 * statistics.median(floor[kind]), 1), None))
+        spread("D8", f"{kind}, {what}", "ms", found, most=(max(1.5 * statistics.median(floor[kind]), 1), None))
         if kind in floor
-        else figure.spread("D8", f"{kind}, {what}", "ms", found)
+        else spread("D8", f"{kind}, {what}", "ms", found)
         for kind, found in times.items()
     ]
 
 
-async def main(count: int) -> None:
-    async with place() as database, hired(database, "w1") as worker:
+async def main(given: Sizes) -> None:
+    async with empty_database() as database, hired(database, "w1") as worker:
         work = Work(database, worker, str(await keys.bootstrap(database, tenant="acme", user="ann")))
         known = await work.round()
-        floor = await work.rounds(lambda n: n >= ROUNDS)
+        floor = await work.rounds(lambda n: n >= given.rounds)
         figures = compared("empty", floor, {})
         began = time.perf_counter()
-        await fill(database, known, count)
-        figures.append(_fact(f"{count:,} runs filled in", "s", time.perf_counter() - began))
+        await fill(database, known, given.runs)
+        figures.append(_fact(f"{given.runs:,} runs filled in", "s", time.perf_counter() - began))
         figures += [_fact(f"table {one.name}", "MiB", one.bytes / 2**20) for one in (await sizes.tables(database))[:5]]
-        figures += compared("full", await work.rounds(lambda n: n >= ROUNDS), floor)
+        figures += compared("full", await work.rounds(lambda n: n >= given.rounds), floor)
         figures += compared("full", await work.rare(), {})
         deleting = asyncio.create_task(empty(database))
         figures += compared("while half is deleted", await work.rounds(lambda _: deleting.done()), floor)
         figures += await deleting
-        figures += compared("afterwards", await work.rounds(lambda n: n >= ROUNDS), floor)
-    figure.report(figures)
+        figures += compared("afterwards", await work.rounds(lambda n: n >= given.rounds), floor)
+    report(figures)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m bench.size", description=__doc__.partition("\n")[0])
-    parser.add_argument("--runs", type=int, default=1_000_000)
-    parser.add_argument("--json", action="store_true", help="print a JSON object a line")
-    uvloop.run(main(parser.parse_args().runs))
+    uvloop.run(main(chosen(__doc__, Sizes(), SMALL)))

@@ -1,9 +1,10 @@
 """msgspec against pydantic on a run of 200,000 tokens: encode, decode, and one event applied.
 
-`python -m bench.snapshot` prints the table of docs/decisions/0006-msgspec.md. Pydantic is installed for this alone.
+`python -m bench.snapshot` prints the table of docs/decisions/0006-msgspec.md. Pydantic comes with `make examples`.
+
+    python -m bench.snapshot [--small] [--json] [--tokens 200000] [--rounds 30]
 """
 
-import statistics
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -12,11 +13,22 @@ from typing import Annotated, Literal
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
+from bench.figure import Figure, chosen, report, spread
 from sojourn.loop.agent import AgentRef
 from sojourn.loop.continuation import Continuation, Frame, Principal
 from sojourn.loop.messages import Message, Source, Text, ToolCall, Usage, observed, said
 
 WORDS = "the quick brown fox jumps over the lazy dog and runs on through the night, "
+
+
+class Sizes(msgspec.Struct, frozen=True):
+    """How much is measured."""
+
+    tokens: int = 200_000
+    rounds: int = 30
+
+
+SMALL = Sizes(tokens=20_000, rounds=3)
 
 
 def transcript(tokens: int) -> Continuation:
@@ -42,14 +54,14 @@ def transcript(tokens: int) -> Continuation:
     )
 
 
-def measure(work: Callable[[], object], rounds: int = 30) -> float:
-    """The median in milliseconds."""
+def measure(what: str, rounds: int, work: Callable[[], object]) -> Figure:
+    """Do some work again and again."""
     times = []
     for _ in range(rounds):
         began = time.perf_counter()
         work()
         times.append((time.perf_counter() - began) * 1000)
-    return statistics.median(times)
+    return spread("", what, "ms", times)
 
 
 class Closed(BaseModel):
@@ -110,22 +122,22 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     messages: tuple[Message, ...]
 
 
-def main() -> None:
-    run = Run(transcript(200_000).root.messages)
+def main(sizes: Sizes) -> None:
+    frame, rounds = transcript(sizes.tokens).root, sizes.rounds
+    run = Run(frame.messages)
     data = msgspec.json.encode(run)
-    decoder = msgspec.json.Decoder(Run)
-    rows = [("msgspec encode", measure(lambda: msgspec.json.encode(run)))]
-    rows.append(("msgspec decode", measure(lambda: decoder.decode(data))))
-    other = PRun.model_validate_json(data)
-    rows.append(("pydantic encode", measure(lambda: other.model_dump_json(exclude_defaults=True))))
-    rows.append(("pydantic decode", measure(lambda: PRun.model_validate_json(data))))
-    frame = transcript(200_000).root
-    rows.append(("msgspec replace", measure(lambda: msgspec.structs.replace(frame, step=1))))
-    rows.append(("pydantic model_copy", measure(lambda: other.model_copy(update={"messages": other.messages}))))
-    print(f"{len(data):,} bytes, {len(run.messages)} messages")
-    for name, ms in rows:
-        print(f"{name:20} {ms:8.3f} ms")
+    decoder, other = msgspec.json.Decoder(Run), PRun.model_validate_json(data)
+    report(
+        [
+            measure(f"msgspec encode, {len(data):,} bytes", rounds, lambda: msgspec.json.encode(run)),
+            measure("msgspec decode", rounds, lambda: decoder.decode(data)),
+            measure("pydantic encode", rounds, lambda: other.model_dump_json(exclude_defaults=True)),
+            measure("pydantic decode", rounds, lambda: PRun.model_validate_json(data)),
+            measure("msgspec replace", rounds, lambda: msgspec.structs.replace(frame, step=1)),
+            measure("pydantic model_copy", rounds, lambda: other.model_copy(update={"messages": other.messages})),
+        ]
+    )
 
 
 if __name__ == "__main__":
-    main()
+    main(chosen(__doc__, Sizes(), SMALL))

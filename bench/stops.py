@@ -1,31 +1,26 @@
 """What a stop costs: creating and opening runs beside one that is in force elsewhere, and ending a tenant's queue.
 
-    python -m bench.stops [--runs 50000] [--json]
+    python -m bench.stops [--small] [--json] [--runs 50000 ...]
 
 The two hot statements are measured with and without their look at the stops, in turns. The queue is swept as one worker
 does it, on a database whose every commit goes to the disk.
 """
 
-import argparse
-import asyncio
 import os
-import shutil
-import tempfile
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 
+import msgspec
 import uvloop
 
 from bench.commits import submit
-from bench.figure import Figure, report, spread
-from sojourn.store import embedded, queue, stops
-from sojourn.store.db import Database, connect
-from sojourn.store.migrate import migrate
+from bench.figure import Figure, chosen, report, spread
+from bench.place import empty_database
+from sojourn.store import queue, stops
+from sojourn.store.db import Database
 from sojourn.store.rows import Principal
 from sojourn.store.tenant import keys
 
-ROUNDS, EACH = 10, 60
 SESSIONS = """
 insert into session (tenant, id, user_id) select scope_tenant(), 'ses_' || n, scope_user() from generate_series(1, $1) n
 """
@@ -40,6 +35,18 @@ from run r, generate_series(1, $2) n, lateral (
 ) as made
 where r.id = $1
 """
+
+
+class Sizes(msgspec.Struct, frozen=True):
+    """How much is measured."""
+
+    runs: int = 50_000
+    """In the queue that a stop ends."""
+    rounds: int = 10
+    each: int = 60
+
+
+SMALL = Sizes(runs=200, rounds=2, each=5)
 
 
 async def enter(db: Database, tenant: str) -> Principal:
@@ -61,14 +68,14 @@ async def made(db: Database, caller: Principal) -> stops.Stop:
         return await stops.make(conn, new, stop_id="stp_" + "0" * 26, by=caller.user)
 
 
-async def creating(db: Database, caller: Principal) -> list[Figure]:
+async def creating(db: Database, caller: Principal, sizes: Sizes) -> list[Figure]:
     """Creating a run, with the trigger and without it."""
     took: dict[str, list[float]] = {"enable": [], "disable": []}
-    for turn in range(2 * ROUNDS):
+    for turn in range(2 * sizes.rounds):
         how = ("enable", "disable")[turn % 2]
         async with db.migrator() as owner:
             await owner.execute(f"alter table run {how} trigger stopped")
-        for _ in range(EACH):
+        for _ in range(sizes.each):
             began = time.perf_counter()
             await submit(db, caller, 1)
             took[how].append((time.perf_counter() - began) * 1000)
@@ -80,7 +87,7 @@ async def creating(db: Database, caller: Principal) -> list[Figure]:
     ]
 
 
-async def opening(db: Database) -> list[Figure]:
+async def opening(db: Database, sizes: Sizes) -> list[Figure]:
     """Opening a claimed run, with the look at the stops and without it."""
     statements = {"with": queue.OPEN, "without": queue.OPEN.rpartition("union all\nselect s.mode")[0]}
     took: dict[str, list[float]] = {how: [] for how in statements}
@@ -88,9 +95,9 @@ async def opening(db: Database) -> list[Figure]:
     spec = claimed.snapshot.root.agent.digest
     arguments = [claimed.tenant, claimed.run_id, ["/"], [], [], [], [spec], []]
     async with db.engine() as engine:
-        for turn in range(2 * ROUNDS):
+        for turn in range(2 * sizes.rounds):
             how = ("with", "without")[turn % 2]
-            for _ in range(EACH):
+            for _ in range(sizes.each):
                 began = time.perf_counter()
                 await engine.fetch(statements[how], *arguments)
                 took[how].append((time.perf_counter() - began) * 1000)
@@ -122,29 +129,16 @@ async def ending(db: Database, caller: Principal, count: int) -> list[Figure]:
     ]
 
 
-async def run(count: int) -> list[Figure]:
-    folder = Path(tempfile.mkdtemp(prefix="sojourn-bench-"))
-    try:
-        async with await embedded.start(folder) as cluster, await connect(cluster) as db:
-            await migrate(db)
-            await made(db, await enter(db, "elsewhere"))
-            life = await queue.register(db, "bench", host="here", pid=os.getpid(), version="0")
-            caller = await enter(db, "beside")
-            figures = [*await creating(db, caller), *await opening(db)]
-            figures += await ending(db, await enter(db, "stopped"), count)
-            await life.close()
-            return figures
-    finally:
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-
-
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m bench.stops", description=__doc__.partition("\n")[0])
-    parser.add_argument("--runs", type=int, default=50_000)
-    parser.add_argument("--json", action="store_true")
-    report(uvloop.run(run(parser.parse_args().runs)))
+async def run(sizes: Sizes) -> list[Figure]:
+    async with empty_database() as db:
+        await made(db, await enter(db, "elsewhere"))
+        life = await queue.register(db, "bench", host="here", pid=os.getpid(), version="0")
+        caller = await enter(db, "beside")
+        figures = [*await creating(db, caller, sizes), *await opening(db, sizes)]
+        figures += await ending(db, await enter(db, "stopped"), sizes.runs)
+        await life.close()
+        return figures
 
 
 if __name__ == "__main__":
-    main()
+    report(uvloop.run(run(chosen(__doc__, Sizes(), SMALL))))

@@ -1,18 +1,15 @@
 """B6: event streams to 1,000 clients, 20 events a second to each, through the database as in production.
 
-    python -m bench.stream [--clients 1000] [--seconds 10] [--json]
+    python -m bench.stream [--small] [--json] [--clients 1000 ...]
 
 The API runs in a process of its own, whose CPU time is read; the clients are here. Deltas come from a worker in the
 same process, or from one in a third process; each carries the time at which it was made. The floor is the same bytes,
 at the same times and to as many clients, written by bare transports that know nothing of runs or databases.
 """
 
-import argparse
 import asyncio
-import shutil
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -21,14 +18,16 @@ from typing import NamedTuple
 
 import aiohttp
 import asyncpg
+import msgspec
 import uvloop
 from aiohttp import web
 from msgspec.structs import replace
 from tests.api.played_worker import Play, Player, at, ids
 from tests.conftest import until
 
-from bench.figure import Figure, report, spread
-from bench.processor import own_s
+from bench.figure import Figure, chosen, report, spread
+from bench.place import data_folder
+from bench.processor import LEAST_S, own_s
 from bench.readers import Readers
 from sojourn.api.app import build
 from sojourn.api.parts import Api
@@ -52,6 +51,18 @@ CHUNK = b'66\r\nevent: delta.message\ndata: {"frame":"/","step":0,"attempt":1,"t
 
 Say = Callable[[int], None]
 """Make a delta of a number, in one run."""
+
+
+class Sizes(msgspec.Struct, frozen=True):
+    """How much is measured."""
+
+    clients: int = 1000
+    runs: int = 50
+    """That are followed, where it is not one."""
+    seconds: float = 10.0
+
+
+SMALL = Sizes(clients=20, runs=5, seconds=0.3)
 
 
 class Models:
@@ -193,10 +204,19 @@ class Process:
         self.child = child
 
     @classmethod
-    async def start(cls, role: str, folder: Path, module: str = "bench.stream") -> "Process":
-        command = (sys.executable, "-m", module, "--role", role, "--folder", str(folder))
+    @asynccontextmanager
+    async def started(cls, role: str, folder: Path, module: str = "bench.stream") -> AsyncIterator["Process"]:
+        """Start a module in a role; it ends when its stdin does."""
         pipe = asyncio.subprocess.PIPE
-        return cls(await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe))
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", module, role, str(folder)), stdin=pipe, stdout=pipe
+        )
+        assert child.stdin is not None
+        try:
+            yield cls(child)
+        finally:
+            child.stdin.close()
+            await child.wait()
 
     async def line(self) -> str:
         assert self.child.stdout is not None
@@ -206,11 +226,6 @@ class Process:
         assert self.child.stdin is not None
         self.child.stdin.write(f"{words}\n".encode())
         return await self.line()
-
-    async def stop(self) -> None:
-        assert self.child.stdin is not None
-        self.child.stdin.close()
-        await self.child.wait()
 
     def cpu_s(self) -> float:
         return own_s(self.child.pid)
@@ -245,10 +260,10 @@ async def measure(server: Process, worker: Process, shape: Shape, port: int, req
     made = int(await worker.say(f"go {shape.seconds}"))
     await asyncio.sleep(0.2)
     cpu_s, wall_s = server.cpu_s() - cpu_s, time.monotonic() - began
-    await until(lambda: readers.count() >= made * shape.clients // shape.runs, 10)
+    await until(lambda: readers.count() >= made * shape.clients // shape.runs, 60)
     readers.close()
     late_ms = readers.late_ms()
-    return Measured(late_ms, len(late_ms) / cpu_s, len(late_ms) / wall_s)
+    return Measured(late_ms, len(late_ms) / max(cpu_s, LEAST_S), len(late_ms) / wall_s)
 
 
 async def streamed(server: Process, worker: Process, shape: Shape, address: tuple[str, str]) -> Measured:
@@ -265,13 +280,13 @@ async def streamed(server: Process, worker: Process, shape: Shape, address: tupl
     return await measure(server, worker, shape, int(port), requests)
 
 
-async def bare(folder: Path, shape: Shape) -> Measured:
-    """Measure the floor."""
-    process = await Process.start("floor", folder)
-    port = int(await process.line())
-    await process.say(f"claim {shape.runs}")
-    measured = await measure(process, process, shape, port, [b"hello"] * shape.clients)
-    await process.stop()
+async def bare(folder: Path, shapes: Sequence[Shape]) -> list[Measured]:
+    """Measure the floors."""
+    async with Process.started("floor", folder) as process:
+        port, measured = int(await process.line()), []
+        for shape in shapes:
+            await process.say(f"claim {shape.runs}")
+            measured.append(await measure(process, process, shape, port, [b"hello"] * shape.clients))
     return measured
 
 
@@ -309,34 +324,26 @@ def figures(shape: Shape, got: Measured, least: Measured, *, notify_ms: Sequence
     return [rate, replace(late, floor=f"bare transport {least.quantiles()}{knock}")]
 
 
-async def main(clients: int, seconds: float) -> None:
-    folder = Path(tempfile.mkdtemp(prefix="sojourn-bench-"))
-    shapes = [Shape(clients, 1, seconds), Shape(clients, 50, seconds)]
-    server = await Process.start("serve", folder)
-    port, token = (await server.line()).split()
-    floors = [await bare(folder, shape) for shape in shapes]
+async def main(sizes: Sizes) -> None:
+    shapes = [Shape(sizes.clients, runs, sizes.seconds) for runs in (1, sizes.runs)]
     found: list[Figure] = []
-    for shape, least in zip(shapes, floors, strict=True):
-        found += figures(shape, await streamed(server, server, shape, (port, token)), least)
-    worker = await Process.start("work", folder)
-    await worker.line()
-    notify_ms = await notified(folder)
-    for shape, least in zip(shapes, floors, strict=True):
-        got = await streamed(server, worker, shape, (port, token))
-        found += figures(shape, got, least, notify_ms=notify_ms)
-    await worker.stop()
-    await server.stop()
-    shutil.rmtree(folder)
+    async with data_folder() as folder, Process.started("serve", folder) as server:
+        port, token = (await server.line()).split()
+        floors = await bare(folder, shapes)
+        for shape, least in zip(shapes, floors, strict=True):
+            found += figures(shape, await streamed(server, server, shape, (port, token)), least)
+        async with Process.started("work", folder) as worker:
+            await worker.line()
+            notify_ms = await notified(folder)
+            for shape, least in zip(shapes, floors, strict=True):
+                got = await streamed(server, worker, shape, (port, token))
+                found += figures(shape, got, least, notify_ms=notify_ms)
     report(found)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clients", type=int, default=1000)
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--role", choices=("serve", "work", "floor"))
-    parser.add_argument("--folder", type=Path)
-    given = parser.parse_args()
-    roles = {"serve": serve, "work": work, "floor": floor}
-    uvloop.run(roles[given.role](given.folder) if given.role else main(given.clients, given.seconds))
+    match sys.argv[1:]:
+        case ["serve" | "work" | "floor" as role, folder]:
+            uvloop.run({"serve": serve, "work": work, "floor": floor}[role](Path(folder)))
+        case _:
+            uvloop.run(main(chosen(__doc__, Sizes(), SMALL)))

@@ -7,6 +7,7 @@ for the tool `noop` in so many steps, each after so many chunks of text, and the
 import asyncio
 import re
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -34,6 +35,8 @@ class Thinker:
         self.answered: dict[str, list[float]] = {}
         self.body = b""
         """The last one."""
+        self.look: Callable[[int], Awaitable[None]] | None = None
+        """Told before each answer how often the run has asked."""
         self.holding = 0
         self.let_go = asyncio.Event()
         application = web.Application(client_max_size=64 << 20)
@@ -61,6 +64,8 @@ class Thinker:
         run = name[1].decode() if name else ""
         self.asked.setdefault(run, []).append(now)
         self.read.setdefault(run, []).append(whole)
+        if self.look:
+            await self.look(len(self.asked[run]))
         model = body.partition(b'"model":"')[2].partition(b'"')[0].decode()
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)

@@ -1,28 +1,27 @@
 """B4: five thousand runs that wait for a person, and how fast one of them goes on.
 
-    python -m bench.waiting [--runs 5000] [--json]
+    python -m bench.waiting [--small] [--json] [--runs 5000 ...]
 
 A caller and a model endpoint in this process, the API in a second one, one worker in a third. Every run asks whether
 its tool may run; what the worker holds meanwhile is looked up in the kernel and in the database.
 """
 
-import argparse
 import asyncio
 import time
 from pathlib import Path
 from typing import Any
 
 import asyncpg
+import msgspec
 import uvloop
 from tests.conftest import until
 
 from bench import bare
-from bench.figure import Figure, report, spread
+from bench.figure import Figure, chosen, report, spread
 from bench.run import Bench, with_bench
 from sojourn.store import embedded
 
 AGENT = {"model": "openai:1-1", "tools": ["noop"], "policy": {"otherwise": "ask"}}
-DECISIONS = 300
 LANES = 64
 HELD = """
 select (select count(*) from run where status = 'suspended') as waiting,
@@ -32,20 +31,32 @@ select (select count(*) from run where status = 'suspended') as waiting,
 """
 
 
-async def waiting(bench: Bench, runs: int) -> list[Figure]:
+class Sizes(msgspec.Struct, frozen=True):
+    """How much is measured."""
+
+    runs: int = 5000
+    before: int = 200
+    """Runs that give the worker its buffers and connections."""
+    decisions: int = 300
+
+
+SMALL = Sizes(runs=20, before=5, decisions=3)
+
+
+async def waiting(bench: Bench, sizes: Sizes) -> list[Figure]:
     """Start the runs, look at what is held, then decide some of them one by one."""
-    await _start(bench, 200)  # the worker has its buffers and connections
-    await _suspended(bench, 200)
+    await _start(bench, sizes.before)
+    await _suspended(bench, sizes.before)
     before = bare.memory_kb(bench.worker)
-    names = await _start(bench, runs)
-    held = await _suspended(bench, 200 + runs)
+    names = await _start(bench, sizes.runs)
+    held = await _suspended(bench, sizes.before + sizes.runs)
     grown = (bare.memory_kb(bench.worker) - before) / 1024
-    times = [await _decided_ms(bench, run_id, name) for run_id, name in list(names.items())[:DECISIONS]]
+    times = [await _decided_ms(bench, run_id, name) for run_id, name in list(names.items())[: sizes.decisions]]
     nothing = not (held["leases"] or held["sandboxes"] or _children(bench.worker))
     return [
         Figure(
             id="B4",
-            what=f"memory of a worker for {runs:,} runs that wait",
+            what=f"memory of a worker for {sizes.runs:,} runs that wait",
             unit="MB",
             median=grown,
             target="<= 2",
@@ -106,15 +117,12 @@ def _children(pid: int) -> int:
     return sum(len(task.read_text().split()) for task in tasks)
 
 
-async def main(runs: int) -> None:
+async def main(sizes: Sizes) -> None:
     async def measure(bench: Bench) -> list[Figure]:
-        return await waiting(bench, runs)
+        return await waiting(bench, sizes)
 
     report(await with_bench(10, measure, SOJOURN_QUEUED_RUNS_MAX="100000"))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m bench.waiting", description=__doc__.partition("\n")[0])
-    parser.add_argument("--runs", type=int, default=5000)
-    parser.add_argument("--json", action="store_true", help="print a JSON object a line")
-    uvloop.run(main(parser.parse_args().runs))
+    uvloop.run(main(chosen(__doc__, Sizes(), SMALL)))
