@@ -146,7 +146,7 @@ class Drill:
             for reader in self.readers:
                 assert reader.durable == journals[reader.run_id], self.story()
             assert await self.fleet.postgres.say(GAPS) == []
-            await check_sessions(here, self.ended)
+            interrupted = await check_sessions(here, self.ended)
         return Figures(
             runs=self.started,
             faults=self.faults,
@@ -154,6 +154,7 @@ class Drill:
             streams=len(self.readers),
             returns=sum(reader.connections - 1 for reader in self.readers),
             questions=sum(e["type"] == "approval.resolved" for events in journals.values() for e in events),
+            interrupted=interrupted,
             pause_s=max(map(pause_s, journals.values())),
             took_s=time.monotonic() - self.began_s,
             seed=SEED,

@@ -17,13 +17,15 @@ from tests.loop.rules import Broken
 from sojourn.loop import events as ev
 from sojourn.loop.agent import Suspend, ref
 from sojourn.loop.budget import Bill, Held, Limits, Price, Tariff
-from sojourn.loop.continuation import Continuation, Failure, Floor, Principal, attach, detach, fresh
+from sojourn.loop.continuation import Continuation, Failure, Floor, Principal, attach, detach, fresh, pending
 from sojourn.loop.effects import CallModel, Effect
 from sojourn.loop.machine import apply, begin, due, given_up, in_flight, wake_at
 from sojourn.loop.messages import Message, Usage, said
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 TARIFF = Tariff(Price(1, 1, 1, 1))
+COMMITS_MAX = 800
+"""Four times what the longest of them takes."""
 COMMANDS = (ev.Said, ev.Paused, ev.Turned, ev.Noted)
 """What is delivered once because its inbox row goes in the commit that takes it; all else may be delivered again."""
 
@@ -91,6 +93,15 @@ class World:
     def load(self) -> Continuation:
         return replace(self.row, root=attach(self.row.root, self.bodies))
 
+    def open(self) -> str:
+        """Which world this is, and what its run still has to do or waits for."""
+        state = self.audit.state
+        flying = [f"{place} attempt {n} in flight" for place, n in map(place_of, in_flight(state, state.updated_at))]
+        due_now = [f"{type(one).__name__} due" for one in due(AGENTS, state)]
+        waits = [f"{wait.id} waits" for wait in pending(state)]
+        what = ", ".join([*flying, *due_now, *waits, f"{len(self.inbox)} unread"])
+        return f"seed {self.seed}, death {self.die_at}, root {state.root.state}, {what}"
+
     def holds(self, worker: "Worker") -> bool:
         """Whether this worker has the lease."""
         return worker.fence == self.fence
@@ -102,7 +113,7 @@ class World:
         if worker.before.rev != self.audit.state.rev:
             raise Broken({"rule_09"}, self.audit.journal[-1])
         self.commits += 1
-        assert self.commits < 1500, "it goes round in circles"
+        assert self.commits < COMMITS_MAX, f"it goes round in circles: {self.open()}"
         if self.commits * 2 - 1 == self.die_at:
             raise Died
         for event in events:
@@ -193,8 +204,8 @@ class Worker:
         if events or mail:
             self.world.commit(self, events, {row for row, _ in mail})
             self.before = self.state
-        alive = {self._place(lost) for lost in in_flight(self.state, self.state.updated_at)}
-        self.flying = [effect for effect in (*self.flying, *starting) if self._place(effect) in alive]
+        alive = {place_of(lost) for lost in in_flight(self.state, self.state.updated_at)}
+        self.flying = [effect for effect in (*self.flying, *starting) if place_of(effect) in alive]
         if self.flying:
             effect = self.flying.pop(self.world.dice.randrange(len(self.flying)))
             self.happened = [self.world.perform(self, effect)]
@@ -219,8 +230,9 @@ class Worker:
             events += (*lost, event)
         return changed
 
-    @staticmethod
-    def _place(one: Effect | ev.ModelLost | ev.CallLost) -> tuple[str, int]:
-        if isinstance(one, CallModel | ev.ModelLost):
-            return f"{one.frame}#{one.step}", one.attempt
-        return one.call, one.attempt
+
+def place_of(one: Effect | ev.ModelLost | ev.CallLost) -> tuple[str, int]:
+    """What an effect, or its loss, is of: the step or the call, and the attempt."""
+    if isinstance(one, CallModel | ev.ModelLost):
+        return f"{one.frame}#{one.step}", one.attempt
+    return one.call, one.attempt

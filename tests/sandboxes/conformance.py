@@ -8,7 +8,7 @@ import pytest
 from tests.sandboxes.conftest import SMALL, collect, python, run
 
 from sojourn.errors import Invalid, NotFound, SandboxUnavailable
-from sojourn.sandboxes.sandbox import ExecUnknown, Isolation, Limits, Output, Provider, Sandbox, Spec
+from sojourn.sandboxes.sandbox import ExecUnknown, Isolation, Limits, Output, Provider, Sandbox, SandboxEnded, Spec
 
 LIMITS = {"cpus", "memory_bytes", "pids", "disk_bytes", "inodes", "exec_timeout_s", "output_bytes", "lifetime_s"}
 
@@ -159,14 +159,29 @@ class Executing:
         await there.destroy()
 
     async def test_resume_in_a_sandbox_that_was_lost_is_unknown(self, provider: Provider) -> None:
-        sandbox = await provider.create(f"ses_{uuid4().hex}", SMALL)
-        await run(sandbox, "true", exec_id="old")
-        await sandbox.suspend()
-        with pytest.raises(ExecUnknown):
-            await run(sandbox, "true", exec_id="old", resume=True)
-        with pytest.raises(SandboxUnavailable):
-            await run(sandbox, "true", exec_id="new")
+        lost = await provider.create(f"ses_{uuid4().hex}", SMALL, first=True)
+        await run(lost, "true", exec_id="old")
+        await lost.suspend()
+        sandbox = await provider.create(lost.session_id, SMALL)
+        for resume in (True, False):
+            with pytest.raises(ExecUnknown):
+                await run(sandbox, "true", exec_id="old", resume=resume)
+        assert (await run(sandbox, "echo", "once", exec_id="new", resume=True)).stdout == "once\n"
         await sandbox.destroy()
+
+    async def test_nothing_begins_in_a_sandbox_that_another_one_has_replaced(self, provider: Provider) -> None:
+        """A request that was on its way when the files were moved must not begin what runs elsewhere since."""
+        sandbox = await provider.create(f"ses_{uuid4().hex}", SMALL, first=True)
+        assert await sandbox.alive()
+        snapshot = await sandbox.suspend()
+        assert not await sandbox.alive()
+        later = await provider.restore(sandbox.session_id, snapshot, SMALL)
+        assert (await later.alive(), await sandbox.alive()) == (True, False)
+        for resume in (True, False):
+            with pytest.raises(SandboxEnded):
+                await run(sandbox, "touch", "begun", exec_id="late", resume=resume)
+        assert await later.list() == []
+        await later.destroy()
 
     async def test_kill_ends_what_asks_to_live(self, sandbox: Sandbox) -> None:
         program = "import signal,time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"

@@ -106,7 +106,7 @@ async def provider(request: pytest.FixtureRequest, folder_of: Callable[[], Path]
 @pytest.fixture
 async def sandbox(provider: BwrapProvider) -> AsyncIterator[Sandbox]:
     """A sandbox with small limits, whose end is verified."""
-    sandbox = await provider.create(f"ses_{uuid4().hex}", SMALL)
+    sandbox = await provider.create(f"ses_{uuid4().hex}", SMALL, first=True)
     yield sandbox
     report = await sandbox.destroy()
     assert (report.processes_left, report.files_left) == (0, 0)

@@ -145,7 +145,7 @@ async def test_nothing_is_written_beyond_the_wall(database: Database, two: tuple
 
 CHANGES = [
     "update run set status = 'queued', due_at = now()",
-    "update session set closed_at = now(), workspace = 'sha256:x'",
+    "update session set closed_at = now(), workspace = 'sha256:x', begun = 'x'",
     "update agent set archived_at = now()",
     "update idempotency set status = 200, body = 'x'",
     "delete from idempotency",

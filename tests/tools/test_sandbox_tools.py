@@ -14,6 +14,7 @@ from tests.conftest import until
 from tests.sandboxes.test_crash import keeper_pid
 
 from sojourn.sandboxes.bwrap import BwrapProvider
+from sojourn.sandboxes.keeper import protocol
 from sojourn.sandboxes.sandbox import Limits, Sandbox, Spec
 from sojourn.tools.shell import INTERRUPTED
 from sojourn.tools.tool import Misused, Outcome, Toolbox
@@ -40,7 +41,7 @@ class Call:
         return f"{self.run_id}{self.call}"
 
     async def sandbox(self) -> Sandbox:
-        return await self.provider.create(self.session_id, Spec(limits=Limits(memory_bytes=256 << 20)))
+        return await self.provider.create(self.session_id, Spec(limits=Limits(memory_bytes=256 << 20)), first=True)
 
     def show(self, text: str) -> None:
         self.shown.append(text)
@@ -106,6 +107,27 @@ async def test_another_attempt_without_the_first_ones_sandbox_tells_to_look(call
     call.attempt = 2
     assert await call.do("shell", command="echo once >> log") == Outcome(INTERRUPTED, failed=True)
     assert (await call.next("read_file", path="log")).text == "once\n", "its files are kept"
+
+
+async def test_a_sandbox_that_has_ended_meanwhile_is_opened_again_for_what_was_not_begun(call: Call) -> None:
+    opened = await call.sandbox()
+    await opened.suspend()
+    handles = [opened]
+
+    async def sandbox() -> Sandbox:
+        return handles.pop() if handles else await call.provider.create(call.session_id, Spec())
+
+    call.sandbox = sandbox  # type: ignore[method-assign]
+    assert await call.do("shell", command="echo once >> log; cat log") == Outcome("once\n")
+
+
+async def test_a_command_that_its_keeper_takes_down_is_told_and_not_run_again(call: Call) -> None:
+    running = asyncio.create_task(call.do("shell", command="echo once >> log; echo begun; sleep 60"))
+    await until(lambda: bool(call.shown))
+    (call.provider._folder / protocol.BEGUN / call.session_id).unlink()
+    os.kill(keeper_pid(call.provider), signal.SIGKILL)
+    assert await running == Outcome(INTERRUPTED, failed=True)
+    assert (await call.next("read_file", path="log")).text == "once\n"
 
 
 async def test_stopping_ends_the_command(call: Call) -> None:

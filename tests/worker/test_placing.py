@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.sandboxes.conftest import run
 from tests.store.scripted_runs import new_id
 from tests.worker.inside import Caller, ground
 
 from sojourn.errors import SandboxUnavailable, TooLarge
 from sojourn.sandboxes import placing
 from sojourn.sandboxes.bwrap import BwrapProvider
-from sojourn.sandboxes.sandbox import Sandbox, Spec
+from sojourn.sandboxes.sandbox import ExecUnknown, Sandbox, Spec
 from sojourn.store import queue
 from sojourn.store.db import Database, Options, connect
 from sojourn.store.roles import Dsns
 from sojourn.store.rows import IdleSession, SessionRow
-from sojourn.store.tenant import sessions
+from sojourn.store.tenant import blobs, sessions
 
 
 @dataclass
@@ -224,6 +225,56 @@ async def test_lost_files_are_replaced_by_the_last_archive(hosts: dict[str, Host
     await north.provider.discard(north.session_id)
     assert await north.put_away() is None
     assert await (await south.open()).sandbox.read("note") == b"1"
+
+
+async def begins(host: Host, exec_id: str) -> bool:
+    """Whether a command, which an earlier attempt may have begun, is begun here."""
+    try:
+        return (await run((await host.open()).sandbox, "true", exec_id=exec_id, resume=True)).code == 0
+    except ExecUnknown:
+        return False
+
+
+async def test_what_was_begun_is_known_wherever_the_files_go(hosts: dict[str, Host]) -> None:
+    north, south = hosts["north"], hosts["south"]
+    assert await begins(north, "one")
+    await north.put_away()
+    assert await begins(south, "two") and not await begins(south, "one")
+    await south.put_away()
+    assert [await begins(north, name) for name in ("one", "two", "three")] == [False, False, True]
+
+
+async def test_nothing_is_certain_where_an_older_archive_is_used(hosts: dict[str, Host]) -> None:
+    north, south = hosts["north"], hosts["south"]
+    await north.open()
+    await north.put_away()
+    await run((await north.open()).sandbox, "true", exec_id="one")
+    await north.provider.discard(north.session_id)
+    assert await north.put_away() is None
+    assert not await begins(south, "one")
+
+
+@pytest.mark.parametrize("archived", [False, True])
+async def test_nothing_is_certain_where_files_were_lost(hosts: dict[str, Host], archived: bool) -> None:
+    north, south = hosts["north"], hosts["south"]
+    await run((await north.open()).sandbox, "true", exec_id="one")
+    await north.provider.discard(north.session_id)
+    if archived:
+        assert await north.put_away() is None
+    assert not await begins(south if archived else north, "one")
+
+
+async def test_nothing_is_certain_of_what_an_older_release_has_put_away(hosts: dict[str, Host]) -> None:
+    north, south = hosts["north"], hosts["south"]
+    await north.open()
+    await north.put_away()
+    await run((await north.open()).sandbox, "true", exec_id="one")
+    archive = await (await north.provider.attach(north.session_id)).suspend()
+    async with north.lend() as conn:
+        digest = await blobs.put(conn, archive.data, bytes_max=1 << 20)
+        as_it_did = "update session set workspace = $2, host = null, wanted_at = null where id = $1"
+        await conn.execute(as_it_did, north.session_id, digest)
+    assert not await begins(south, "one")
 
 
 async def test_files_that_only_a_forgotten_host_could_have_are_kept(database: Database, hosts: dict[str, Host]) -> None:

@@ -14,9 +14,12 @@ import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from sojourn.errors import Invalid, SandboxUnavailable
 from sojourn.sandboxes import archive
 from sojourn.sandboxes.keeper import protocol
+from sojourn.sandboxes.keeper.begun import Begun
 from sojourn.sandboxes.kernel import tree
 from sojourn.sandboxes.sandbox import (
     WORKSPACE,
@@ -28,6 +31,7 @@ from sojourn.sandboxes.sandbox import (
     Isolation,
     Limits,
     Output,
+    SandboxEnded,
     Snapshot,
     Spec,
 )
@@ -79,8 +83,8 @@ class BwrapProvider:
                 )
         return self._capability
 
-    async def create(self, session_id: str, spec: Spec) -> "BwrapSandbox":
-        reply = await self._keeper.ask(protocol.Create(session_id=_checked(session_id), spec=spec))
+    async def create(self, session_id: str, spec: Spec, *, first: bool = False) -> "BwrapSandbox":
+        reply = await self._keeper.ask(protocol.Create(session_id=_checked(session_id), spec=spec, first=first))
         assert isinstance(reply, protocol.Ready)
         return self._sandbox(session_id, reply)
 
@@ -92,13 +96,15 @@ class BwrapProvider:
         return self._sandbox(session_id, reply) if isinstance(reply, protocol.Ready) else None
 
     async def restore(self, session_id: str, snapshot: Snapshot, spec: Spec) -> "BwrapSandbox":
-        """A sandbox whose workspace is the snapshot; an older workspace of the session is removed."""
+        """A sandbox whose workspace and record are the snapshot's; older ones of the session are removed."""
         await self._keeper.ask(protocol.Destroy(session_id=_checked(session_id)))
         incoming = self._folder / protocol.TRASH / f"incoming.{os.urandom(8).hex()}"
         incoming.mkdir(mode=0o700)
         with tree.held(incoming):
             try:
                 await asyncio.to_thread(archive.unpack, snapshot, incoming, spec.limits)
+                if snapshot.begun is not None:
+                    Begun.begin(self._folder / protocol.BEGUN / session_id, snapshot.begun)
                 incoming.rename(self._folder / protocol.WORKSPACES / session_id)
             except BaseException:
                 for _ in tree.remove(incoming):
@@ -152,7 +158,7 @@ class BwrapProvider:
         self._keeper.close()
 
     def _sandbox(self, session_id: str, ready: protocol.Ready) -> "BwrapSandbox":
-        return BwrapSandbox(session_id, self._keeper, ready, self._folder / protocol.WORKSPACES / session_id)
+        return BwrapSandbox(session_id, self._keeper, ready, self._folder)
 
 
 class BwrapSandbox:
@@ -163,8 +169,10 @@ class BwrapSandbox:
         self.created = ready.created
         self._keeper = keeper
         self._limits = ready.limits
-        self._folder = folder
-        self._files = Workspace(folder)
+        self._incarnation = ready.incarnation
+        self._folder = folder / protocol.WORKSPACES / session_id
+        self._record = folder / protocol.BEGUN / session_id
+        self._files = Workspace(self._folder)
 
     async def exec(
         self,
@@ -186,6 +194,7 @@ class BwrapSandbox:
             stdin=stdin,
             timeout_s=timeout_s,
             resume=resume,
+            incarnation=self._incarnation,
         )
         _check_program(request)
         async with await self._keeper.conversation(request, start=False) as conversation:
@@ -193,6 +202,13 @@ class BwrapSandbox:
                 assert isinstance(reply, Output)
                 yield reply
             yield reply
+
+    async def alive(self) -> bool:
+        try:
+            reply = await self._keeper.ask(protocol.Attach(session_id=self.session_id), start=False)
+        except SandboxUnavailable:
+            return False
+        return isinstance(reply, protocol.Ready) and reply.incarnation == self._incarnation
 
     async def kill(self, exec_id: str) -> None:
         await self._keeper.ask(protocol.Kill(session_id=self.session_id, exec_id=exec_id), start=False)
@@ -220,7 +236,7 @@ class BwrapSandbox:
 
     async def suspend(self) -> Snapshot:
         await self._keeper.ask(protocol.Stop(session_id=self.session_id))
-        return await self.snapshot()
+        return replace(await self.snapshot(), begun=Begun(self._record).carried())
 
     async def destroy(self) -> Destroyed:
         reply = await self._keeper.ask(protocol.Destroy(session_id=self.session_id))
@@ -240,7 +256,7 @@ class _Keeper:
     async def ask(self, request: protocol.Request, *, start: bool = True) -> protocol.Reply:
         """The one reply to a request, which is sent again to the next keeper when this one ends under it."""
         for _ in range(_ASK_TRIES - 1):
-            with contextlib.suppress(_KeeperEnded):
+            with contextlib.suppress(SandboxEnded):
                 async with await self.conversation(request, start=start) as conversation:
                     return await conversation.reply()
         async with await self.conversation(request, start=start) as conversation:
@@ -263,7 +279,7 @@ class _Keeper:
             with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
                 return await asyncio.open_unix_connection(self._socket())
             if not start:
-                break
+                raise SandboxEnded
             await self._start()
         raise SandboxUnavailable("the keeper of this host's sandboxes does not answer")
 
@@ -297,10 +313,6 @@ class _Keeper:
             raise SandboxUnavailable(said.decode(errors="replace").strip()[-2000:])
 
 
-class _KeeperEnded(SandboxUnavailable):
-    """The keeper of this host's sandboxes ended, and the sandboxes with it."""
-
-
 class _Conversation:
     """One request's replies; leaving it tells the keeper that nobody reads any more."""
 
@@ -319,8 +331,10 @@ class _Conversation:
         try:
             reply = await protocol.receive_reply(self._reader)
         except (ConnectionError, asyncio.IncompleteReadError) as error:
-            raise _KeeperEnded from error
+            raise SandboxEnded from error  # the keeper ended, and the sandboxes with it
         match reply:
+            case protocol.Failed(ended=True):
+                raise SandboxEnded
             case protocol.Failed(kind="exec_unknown"):
                 raise ExecUnknown
             case protocol.Failed(kind="unavailable", message=message):

@@ -60,12 +60,12 @@ async def open_here(lend: Lend, provider: Provider, *, session_id: str, host: st
                 raise Elsewhere(str(row.host))
             used_at = await sessions.touch(conn, session_id)
             archive = await _archive(conn, row)
-        first = row.host is None and row.workspace is None
+        first = row.backend is None and row.workspace is None
         spec = spec if first else again(spec)
         if archive is not None:
             sandbox = await provider.restore(session_id, archive, spec)
         else:
-            sandbox = await provider.create(session_id, spec)
+            sandbox = await provider.create(session_id, spec, first=first)
         if not sandbox.created and row.host is not None:
             return Opened(sandbox, None, used_at)
         await _arrive(lend, provider, row, host)
@@ -78,10 +78,11 @@ def again(spec: Spec) -> Spec:
 
 
 async def _archive(conn: Connection, row: SessionRow) -> Snapshot | None:
-    """The files that no host has."""
+    """The files that no host has, and what was ever begun on them."""
     if row.host is not None or row.workspace is None:
         return None
-    return Snapshot(digest=row.workspace, data=await blobs.get(conn, row.workspace))
+    data = await blobs.get(conn, row.workspace)
+    return Snapshot(digest=row.workspace, data=data, begun=await sessions.begun(conn, row.id))
 
 
 async def _arrive(lend: Lend, provider: Provider, seen: SessionRow, host: str) -> None:
@@ -108,25 +109,28 @@ async def put_away(lend: Lend, provider: Provider, *, session: IdleSession, host
             row = await sessions.get(conn, session_id)
         if (row.host, row.used_at) != (host, session.used_at):
             return None
-        data = await _pack(provider, session_id, spec)
+        packed = await _pack(provider, session_id, spec)
         try:
             async with lend() as conn:
-                digest = await blobs.put(conn, data, bytes_max=ARCHIVE_BYTES_MAX) if data is not None else None
-                await sessions.save_workspace(conn, session_id, digest=digest)
+                if packed is None:
+                    await sessions.save_workspace(conn, session_id, digest=None)
+                    return None
+                digest = await blobs.put(conn, packed.data, bytes_max=ARCHIVE_BYTES_MAX)
+                await sessions.save_workspace(conn, session_id, digest=digest, begun=packed.begun)
         except TooLarge:
             async with lend() as conn:
                 await sessions.touch(conn, session_id)  # so that it comes last the next time
             raise
-    return None if data is None else len(data)
+    return len(packed.data)
 
 
-async def _pack(provider: Provider, session_id: str, spec: Spec) -> bytes | None:
+async def _pack(provider: Provider, session_id: str, spec: Spec) -> Snapshot | None:
     """End the session's processes; its files as an archive. None where it has none here: an older archive is better."""
     sandbox = await provider.attach(session_id)
     if sandbox is None and session_id not in await provider.sessions():
         log.error("sandbox.files_lost", extra={"session": session_id})
         return None
-    return (await (sandbox or await provider.create(session_id, again(spec))).suspend()).data
+    return await (sandbox or await provider.create(session_id, again(spec))).suspend()
 
 
 async def clear(db: Database, provider: Provider, session_id: str, *, host: str) -> bool:

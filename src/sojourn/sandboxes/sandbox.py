@@ -14,6 +14,8 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from sojourn.errors import SandboxUnavailable
+
 WORKSPACE = "/workspace"
 
 
@@ -79,7 +81,14 @@ class Exit(msgspec.Struct, frozen=True, tag="exit"):
 
 
 class ExecUnknown(Exception):
-    """`exec(resume=True)` named a program that may have been begun in a sandbox that is gone."""
+    """An exec named a program that was begun, or may have been, in a sandbox that is gone."""
+
+
+class SandboxEnded(SandboxUnavailable):
+    """This sandbox has ended: before a program was begun in it, or while it ran."""
+
+    def __init__(self) -> None:
+        super().__init__("The sandbox has ended; open it again.")
 
 
 class FileStat(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +106,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     digest: str
     data: bytes
+    begun: str | None = None
+    """The provider's record of every program that the session began; None where it has none that is whole."""
 
 
 class Destroyed(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,9 +139,14 @@ class Sandbox(Protocol):
         """Run a program, or attach to the exec of the same id, and stream it from its beginning to its Exit.
 
         The same `exec_id` never starts a second process. With `resume=True` an earlier attempt may have begun it:
-        it is started only where this host's records show that it never was, and raises ExecUnknown where it may have
-        been lost with an older sandbox. Leaving the iterator early does not end the process.
+        it is started only where the session's record shows that it never was. Raises ExecUnknown where it was, or may
+        have been, lost with an older sandbox, and SandboxEnded where this one has ended, whatever stands in its place.
+        Leaving the iterator early does not end the process.
         """
+        ...
+
+    async def alive(self) -> bool:
+        """Whether this very sandbox still stands, and not a later one of its session."""
         ...
 
     async def kill(self, exec_id: str) -> None:
@@ -158,7 +174,7 @@ class Sandbox(Protocol):
         ...
 
     async def suspend(self) -> Snapshot:
-        """End every process and return the workspace; its files stay here until `destroy`."""
+        """End every process and return the workspace with its record; its files stay here until `destroy`."""
         ...
 
     async def destroy(self) -> Destroyed:
@@ -175,8 +191,11 @@ class Provider(Protocol):
         """Run a guest once, within a bound, and tell what works. The verdict is remembered by the process."""
         ...
 
-    async def create(self, session_id: str, spec: Spec) -> Sandbox:
-        """The session's sandbox: made now, or the one that is there already. Raises SandboxUnavailable."""
+    async def create(self, session_id: str, spec: Spec, *, first: bool = False) -> Sandbox:
+        """The session's sandbox: made now, or the one that is there already. Raises SandboxUnavailable.
+
+        `first` says that it never had one, on any host, so that nothing can have been begun in it.
+        """
         ...
 
     async def attach(self, session_id: str) -> Sandbox | None:
@@ -184,7 +203,7 @@ class Provider(Protocol):
         ...
 
     async def restore(self, session_id: str, snapshot: Snapshot, spec: Spec) -> Sandbox:
-        """A new sandbox whose workspace is the snapshot; its digest, size and file count are checked first."""
+        """A new sandbox with the snapshot's files and record; its digest, size and file count are checked first."""
         ...
 
     def alone(self, session_id: str) -> AbstractAsyncContextManager[None]:

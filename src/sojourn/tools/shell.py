@@ -2,17 +2,17 @@
 
 The toolbox holds them. The rule: a program is started at most once. The exec is named by the call's idempotency key, so
 another attempt attaches to the program that the first one started and reads its output from the beginning; where it
-may have been lost with an older sandbox, the model is told to look.
+may have been lost with an older sandbox, the model is told to look; and where it was never begun, it is run.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
 from msgspec import Meta
 
 from sojourn.loop import agent
-from sojourn.sandboxes.sandbox import ExecUnknown, Exit, Output
+from sojourn.sandboxes.sandbox import ExecUnknown, Exit, Output, SandboxEnded
 from sojourn.tools.tool import Arguments, Context, Misused, Outcome, parse, schema
 
 INTERRUPTED = (
@@ -77,20 +77,27 @@ async def _run(context: Context, argv: Sequence[str], stdin: bytes, timeout_s: f
     limit_s = context.timeout_s if timeout_s is None else timeout_s
     if not 0 < limit_s <= context.timeout_s:
         raise Misused(f"timeout_s must be more than 0 and at most {context.timeout_s:g}. Nothing was run.")
-    sandbox = await context.sandbox()
-    stream = sandbox.exec(argv, exec_id=context.key, stdin=stdin, timeout_s=limit_s, resume=context.attempt > 1)
-    pieces: list[str] = []
-    try:
-        async for item in stream:
-            match item:
-                case Output(data=data):
-                    pieces.append(data.decode(errors="replace"))
-                    context.show(pieces[-1])
-                case Exit() as end:
-                    return Outcome("".join(pieces) + _ending(end, limit_s), failed=end.code != 0)
-    except ExecUnknown:
-        return Outcome(INTERRUPTED, failed=True)
+    for again in (context.attempt > 1, True):
+        sandbox = await context.sandbox()
+        stream = sandbox.exec(argv, exec_id=context.key, stdin=stdin, timeout_s=limit_s, resume=again)
+        try:
+            return await _heard(stream, context, limit_s)
+        except SandboxEnded:  # the next one knows whether this was begun
+            continue
+        except ExecUnknown:
+            break
     return Outcome(INTERRUPTED, failed=True)
+
+
+async def _heard(stream: AsyncIterator[Output | Exit], context: Context, limit_s: float) -> Outcome:
+    """What a program wrote, to its end."""
+    pieces: list[str] = []
+    async for item in stream:
+        if isinstance(item, Exit):
+            return Outcome("".join(pieces) + _ending(item, limit_s), failed=item.code != 0)
+        pieces.append(item.data.decode(errors="replace"))
+        context.show(pieces[-1])
+    raise SandboxEnded
 
 
 async def _kill(context: Context) -> None:

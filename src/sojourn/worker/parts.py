@@ -13,6 +13,7 @@ from sojourn.loop.effects import CallModel
 from sojourn.loop.events import Compacted, ModelLost, Noted
 from sojourn.models.model import Models
 from sojourn.models.prices import Prices
+from sojourn.sandboxes.placing import Opened
 from sojourn.sandboxes.sandbox import Provider, Spec
 from sojourn.settings import Settings
 from sojourn.store.commits import Committer
@@ -73,8 +74,8 @@ class Place:
     claimed: Claimed
     note: Callable[[Noted | Compacted], None]
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)
-    used: list[datetime] = field(default_factory=list)
-    """Holds the time from which the session was used, once its files are known to be here."""
+    opened: list[Opened] = field(default_factory=list)
+    """Holds the session's sandbox, once its files are known to be here."""
     meters: dict[Asked, Meter] = field(default_factory=dict)
     """What attempts at model calls have used that are not over for good."""
 

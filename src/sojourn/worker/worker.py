@@ -330,8 +330,8 @@ class Worker:
             if self.stop.told.is_set():
                 drive.leave("soon")
             await drive.run()
-            if drive.released and drive.released.status == "suspended" and drive.place.used:
-                self._put_away(IdleSession(claimed.tenant, drive.place.session_id, drive.place.used[0]))
+            if drive.released and drive.released.status == "suspended" and drive.place.opened:
+                self._put_away(IdleSession(claimed.tenant, drive.place.session_id, drive.place.opened[0].used_at))
         except Unreadable as error:
             await queue.refuse(self.parts.database, self.parts.worker_id, lease, claims=claimed.claims, reason=error)
         except Exception as error:

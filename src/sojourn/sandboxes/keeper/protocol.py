@@ -32,6 +32,7 @@ class Create(_Request, frozen=True):
 
     session_id: str
     spec: Spec
+    first: bool = False
 
 
 class Attach(_Request, frozen=True):
@@ -51,6 +52,7 @@ class Exec(_Request, frozen=True):
     stdin: bytes
     timeout_s: float | None
     resume: bool
+    incarnation: str = ""
 
 
 class Kill(_Request, frozen=True):
@@ -79,8 +81,11 @@ class Reap(_Request, frozen=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
+    """`incarnation` is another one for each sandbox that a session has in the course of time."""
+
     created: bool
     limits: Limits
+    incarnation: str = ""
 
 
 class Reaped(msgspec.Struct, frozen=True, tag=True):
@@ -92,10 +97,11 @@ class Done(msgspec.Struct, frozen=True, tag=True):
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """`kind` says which exception the client raises."""
+    """`kind` says which exception the client raises; `ended`, unknown to older releases, that it is SandboxEnded."""
 
     kind: str
     message: str
+    ended: bool = False
 
 
 class Probed(msgspec.Struct, frozen=True, tag=True):

@@ -24,7 +24,7 @@ from sojourn.sandboxes.keeper.session import Session
 from sojourn.sandboxes.kernel import tree
 from sojourn.sandboxes.kernel.cgroups import Cgroups
 from sojourn.sandboxes.kernel.filter import assemble
-from sojourn.sandboxes.sandbox import Capability, Destroyed, Isolation, Limits, Spec
+from sojourn.sandboxes.sandbox import Capability, Destroyed, ExecUnknown, Isolation, Limits, SandboxEnded, Spec
 from sojourn.sandboxes.start import child
 from sojourn.sandboxes.start.forking import Berths, Forker
 from sojourn.sandboxes.start.launch import Ground, launch
@@ -118,6 +118,8 @@ class Keeper:
                 await self._exec(request, writer)
             else:
                 await protocol.send(writer, await self._answer(request))
+        except ExecUnknown:
+            await protocol.send(writer, protocol.Failed("exec_unknown", ""))
         except SandboxUnavailable as error:
             await protocol.send(writer, protocol.Failed("unavailable", str(error)))
         except OSError as error:
@@ -130,15 +132,15 @@ class Keeper:
         match request:
             case protocol.Probe():
                 return protocol.Probed(await self._probe())
-            case protocol.Create(session_id=session_id, spec=spec):
+            case protocol.Create(session_id=session_id, spec=spec, first=first):
                 async with self._locks[session_id]:
-                    created = await self._create(session_id, spec)
-                    return protocol.Ready(created, self._sessions[session_id].limits)
+                    created = await self._create(session_id, spec, first=first)
+                    return _ready(self._sessions[session_id], created=created)
             case protocol.Attach(session_id=session_id):
                 session = self._sessions.get(session_id)
                 if session is None or not session.standing:
                     return protocol.Failed("unknown", "")
-                return protocol.Ready(created=False, limits=session.limits)
+                return _ready(session, created=False)
             case protocol.Kill(session_id=session_id, exec_id=exec_id):
                 if (session := self._sessions.get(session_id)) is not None:
                     await session.kill(exec_id)
@@ -153,15 +155,17 @@ class Keeper:
 
     async def _exec(self, request: protocol.Exec, writer: asyncio.StreamWriter) -> None:
         session = self._sessions.get(request.session_id)
-        running = session.run(request) if session is not None else None
-        if running is None and request.resume:
-            return await protocol.send(writer, protocol.Failed("exec_unknown", ""))
-        if running is None:
-            raise SandboxUnavailable("this sandbox has ended; create it again")
+        try:
+            if session is None:
+                raise SandboxEnded
+            running = session.run(request)
+        except SandboxEnded as error:
+            kind = "exec_unknown" if request.resume else "unavailable"
+            return await protocol.send(writer, protocol.Failed(kind, str(error), ended=True))
         async for item in running.transcript.follow():
             await protocol.send(writer, item)
 
-    async def _create(self, session_id: str, spec: Spec) -> bool:
+    async def _create(self, session_id: str, spec: Spec, *, first: bool = False) -> bool:
         """Start the sandbox on the workspace that is there, or on a new one; False when it runs already."""
         if (session := self._sessions.get(session_id)) is not None:
             if session.standing:
@@ -171,7 +175,9 @@ class Keeper:
         workspace = Path(protocol.WORKSPACES, session_id)
         record = Path(protocol.BEGUN, session_id)
         if not workspace.exists():
-            Begun.begin(record)
+            record.unlink(missing_ok=True)
+            if first:
+                Begun.begin(record)
         workspace.mkdir(mode=0o700, exist_ok=True)
         uid = self._uids.claim(workspace) if self._uids is not None else None
         body = child.Body(uid=uid, processors=processors, rlimits=_rlimits(spec.limits))
@@ -294,6 +300,10 @@ class Keeper:
             "output_bytes": "bounded buffer",
             "lifetime_s": "timer",
         }
+
+
+def _ready(session: Session, *, created: bool) -> protocol.Ready:
+    return protocol.Ready(created, session.limits, session.incarnation)
 
 
 def _rlimits(limits: Limits) -> tuple[tuple[int, int], ...]:

@@ -6,6 +6,7 @@ or not, is seen by `_await_end` alone.
 
 import asyncio
 import contextlib
+import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from sojourn.sandboxes.keeper.running import Place, Running
 from sojourn.sandboxes.keeper.watch import Watch
 from sojourn.sandboxes.kernel.processes import Processes
 from sojourn.sandboxes.kernel.waiting import is_readable, readable
-from sojourn.sandboxes.sandbox import Spec
+from sojourn.sandboxes.sandbox import ExecUnknown, SandboxEnded, Spec
 from sojourn.sandboxes.start.launch import Ground, Standing, enter
 from sojourn.sandboxes.start.porter import Errand, Program
 
@@ -29,6 +30,7 @@ class Session:
 
     def __init__(self, spec: Spec, ground: Ground, standing: Standing, *, workspace: Path, begun: Begun) -> None:
         self.limits = spec.limits
+        self.incarnation = os.urandom(8).hex()
         self.processes_left = 0
         self.processes = Processes(standing.proc)
         self._ground = ground
@@ -61,18 +63,26 @@ class Session:
         """False from the moment that the init has been killed or has ended by itself."""
         return not self._killed and not is_readable(self._standing.doors.init)
 
-    def run(self, request: Exec) -> Running | None:
-        """The program of this exec_id, started now when the id is new; None where it may have been begun and lost."""
-        running = self._runs.get(request.exec_id)
-        wanted = not request.resume or self._begun.never(request.exec_id)
-        if running is None and wanted and self.standing:
-            self._forget_old_output()
-            self._begun.add(request.exec_id)
-            running = self._runs[request.exec_id] = Running(self._place, request)
-            program = asyncio.get_running_loop().create_task(running.run())
-            self._programs.add(program)
-            program.add_done_callback(self._programs.discard)
-            self._watch.wake()
+    def run(self, request: Exec) -> Running:
+        """The program of this exec_id, started now when the id is new.
+
+        Raises SandboxEnded, and ExecUnknown where it may have been begun and lost.
+        """
+        if request.incarnation not in ("", self.incarnation):
+            raise SandboxEnded
+        if (running := self._runs.get(request.exec_id)) is not None:
+            return running
+        if not self.standing:
+            raise SandboxEnded
+        if not self._begun.may_begin(request.exec_id, again=request.resume):
+            raise ExecUnknown
+        self._forget_old_output()
+        self._begun.add(request.exec_id)
+        running = self._runs[request.exec_id] = Running(self._place, request)
+        program = asyncio.get_running_loop().create_task(running.run())
+        self._programs.add(program)
+        program.add_done_callback(self._programs.discard)
+        self._watch.wake()
         return running
 
     async def kill(self, exec_id: str) -> None:

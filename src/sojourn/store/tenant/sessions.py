@@ -29,7 +29,8 @@ with before as (
     update blob b set look_at = greatest(b.kept_until, now()) from before
     where b.tenant = before.tenant and b.digest = before.workspace and b.digest <> $2 and b.look_at < 'infinity'
 )
-""" + UPDATE.format("workspace = coalesce($2, workspace), host = $3, backend = coalesce($4, backend), wanted_at = null")
+""" + UPDATE.format("workspace = coalesce($2, workspace), host = $3, begun = $4, wanted_at = null")
+BEGUN = "select begun from session where tenant = (select scope_tenant()) and id = $1"
 LOCK = "select from session where tenant = (select scope_tenant()) and id = $1 for update"
 STILL = "select from session where tenant = (select scope_tenant()) and id = $1 for share"
 CLOSE = """
@@ -132,14 +133,20 @@ async def place(conn: Connection, session_id: str, *, host: str, backend: str, e
     await _update(conn, PLACE, session_id, host, backend, enforced)
 
 
+async def begun(conn: Connection, session_id: str) -> str | None:
+    """Give the record of what was ever begun on the session's files, which came with their archive."""
+    record: str | None = await conn.fetchval(BEGUN, session_id)
+    return record
+
+
 async def save_workspace(
-    conn: Connection, session_id: str, *, digest: str | None, host: str | None = None, backend: str | None = None
+    conn: Connection, session_id: str, *, digest: str | None, begun: str | None = None, host: str | None = None
 ) -> None:
     """Say which archive holds the session's files (None: the last one); without a `host` no host has them any more.
 
-    Raises NotFound.
+    `begun` is the record that goes with it. Raises NotFound.
     """
-    await _update(conn, SAVE, session_id, digest, host, backend)
+    await _update(conn, SAVE, session_id, digest, host, begun)
 
 
 async def idle(db: Database, *, host: str, older_than_s: float, limit: int = 100) -> list[IdleSession]:

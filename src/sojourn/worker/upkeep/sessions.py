@@ -28,13 +28,12 @@ AWAY_S, AWAY_TRY_S = 60.0, 0.25
 async def sandbox_of(parts: Parts, place: Place) -> Sandbox:
     """The session's sandbox, with its files. Raises SandboxUnavailable, LeaseLost."""
     async with place.opening:
-        if not place.used:
+        if not (place.opened and await place.opened[0].sandbox.alive()):
             opened = await _open(parts, place)
-            place.used.append(opened.used_at)
+            place.opened[:] = [opened]
             if opened.came is not None:
                 await _tell(parts, place, opened.came)
-            return opened.sandbox
-        return await parts.sandboxes.create(place.session_id, placing.again(parts.sandbox_spec))
+        return place.opened[0].sandbox
 
 
 async def _open(parts: Parts, place: Place) -> placing.Opened:
