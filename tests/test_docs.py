@@ -35,6 +35,7 @@ RUN = re.compile(r"^```sh run\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 CELLS = re.compile(r"^\| (.*) \|$", re.MULTILINE)
 CODE = re.compile(r"[a-z]+\.[a-z_]+")
+UNWRITTEN = re.compile(r"\b(TODO|TBD|FIXME|XXX+|MEASURED|PLACEHOLDER|0*NN)\b|\?\?\?")
 NOT_TOLD = {  # codes that never reach a caller or an operator as the end of something
     "lease.lost", "model.failed", "run.exists", "run.failed", "session.exists", "sojourn.error", "store.refused",
 }  # fmt: skip
@@ -142,6 +143,12 @@ def codes_in_source() -> set[str]:
             constants = [inner for one in given for inner in ast.walk(one) if isinstance(inner, ast.Constant)]
             found |= {one.value for one in constants if isinstance(one.value, str) and CODE.fullmatch(one.value)}
     return found
+
+
+def test_no_page_has_a_gap_that_somebody_meant_to_fill() -> None:
+    assert UNWRITTEN.search("**Measured.** MEASURED") and UNWRITTEN.search("decisions/00NN-name.md")
+    gaps = [(page.name, found[0]) for page in PAGES if (found := UNWRITTEN.search(page.read_text()))]
+    assert not gaps
 
 
 def test_every_link_leads_somewhere() -> None:

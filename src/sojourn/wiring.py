@@ -51,8 +51,8 @@ from sojourn.tools import toolbox
 from sojourn.tools.tool import Toolbox
 from sojourn.worker.budgets.pools import DayPools
 from sojourn.worker.parts import Parts
+from sojourn.worker.shutdown import Shutdown
 from sojourn.worker.slots import CallSlots
-from sojourn.worker.stop import Stop
 from sojourn.worker.tenure import Tenure
 from sojourn.worker.worker import Worker
 
@@ -85,22 +85,22 @@ class World:
 async def serve(settings: Settings, *, worker: bool = True, ready: Callable[[str], None] | None = None) -> None:
     """Serve the API until SIGTERM or SIGINT; `ready` is called with its URL. Raises SojournError."""
     async with _world(settings) as world:
-        stop = _stop_on_signal()
+        shutdown = _shutdown_on_signal()
         vault = await unlocked(world.database, root_keys(settings), may_make=not settings.database_url)
         await _local_key(world)
-        async with _listening(world, vault, stop.told) as url:
+        async with _listening(world, vault, shutdown.told) as url:
             if ready:
                 ready(url)
             if worker:
-                await _work(world, stop)
-            await stop.over(settings.linger_s)
+                await _work(world, shutdown)
+            await shutdown.over(settings.linger_s)
     await _end_rest()
 
 
 async def work(settings: Settings) -> None:
     """Drive runs until SIGTERM or SIGINT, then finish or hand back what is held. Raises SojournError."""
     async with _world(settings) as world:
-        await _work(world, _stop_on_signal())
+        await _work(world, _shutdown_on_signal())
     await _end_rest()
 
 
@@ -294,7 +294,7 @@ async def _listen(runner: web.AppRunner, settings: Settings) -> None:
         ) from None
 
 
-async def _work(world: World, stop: Stop) -> None:
+async def _work(world: World, shutdown: Shutdown) -> None:
     """Run a worker of this process until it is told to stop and has drained."""
     settings, ring = world.settings, world.doorbell.ring
     worker_id = f"{host_name(settings)}:{os.getpid()}:{secrets.token_hex(4)}"
@@ -321,7 +321,7 @@ async def _work(world: World, stop: Stop) -> None:
             now=now,
             tenure=Tenure(settings.lease_s),
         )
-        await Worker(parts).run(stop)
+        await Worker(parts).run(shutdown)
 
 
 def host_name(settings: Settings) -> str:
@@ -355,20 +355,20 @@ def _write_private(path: Path, text: str) -> None:
     fresh.replace(path)
 
 
-def _stop_on_signal() -> Stop:
+def _shutdown_on_signal() -> Shutdown:
     """SIGTERM and SIGINT end the process in good order; a second one hastens it, and a third one kills it."""
-    stop, loop = Stop(), asyncio.get_running_loop()
+    shutdown, loop = Shutdown(), asyncio.get_running_loop()
 
     def tell() -> None:
-        if stop.told.is_set():
-            stop.hastened.set()
+        if shutdown.told.is_set():
+            shutdown.hastened.set()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
-        stop.told.set()
+        shutdown.told.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, tell)
-    return stop
+    return shutdown
 
 
 async def _end_rest() -> None:

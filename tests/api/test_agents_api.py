@@ -47,6 +47,11 @@ async def test_a_version_is_live_when_somebody_says_so_and_back_again(api: Serve
     assert (await runs_version(api)) == 1
     listed = (await api.get("/v1/agents/analyst/versions")).json["data"]
     assert [one["version"] for one in listed] == [2, 1]
+    first = (await api.get("/v1/agents/analyst/versions?limit=1")).json
+    assert (first["data"], first["has_more"]) == (listed[:1], True)
+    assert (await api.get(f"/v1/agents/analyst/versions?after={first['next']}")).json == {
+        "data": listed[1:], "has_more": False, "next": None,
+    }  # fmt: skip
     assert (await api.get("/v1/agents/analyst/versions/2")).json == second.json
 
 
@@ -62,6 +67,9 @@ async def test_the_live_pointer_does_not_move_under_somebody_else(api: Served) -
     assert (stale.status, stale.code) == (409, "request.stale_version")
     missing = await api.call("PUT", "/v1/agents/analyst/live", json={"version": 9})
     assert (missing.status, missing.code) == (404, "request.not_found")
+    for name in ("version", "expected"):
+        huge = await api.call("PUT", "/v1/agents/analyst/live", json={"version": 1, name: 2**31})
+        assert (huge.status, huge.pointer) == (422, f"/{name}")
 
 
 async def test_the_same_again_is_no_new_version(api: Served) -> None:

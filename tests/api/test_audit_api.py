@@ -261,5 +261,6 @@ async def test_only_a_key_for_it_reads_the_log_and_only_of_its_tenant(busy: Serv
     assert await log(busy, busy.other) == []
     foreign: Reply = await busy.get("/v1/audit?format=jsonl", key=busy.other)
     assert b"acme" not in foreign.body
-    for query in ("after=-1", "after=x", "limit=0", "since=yesterday", "format=csv", "action=" + "x" * 82, "x=1"):
+    times = ("until=9999-12-31T23:59:59-23:59", "since=0001-01-01T00:00:00%2B23:59", "since=yesterday")
+    for query in (*times, "after=-1", "after=x", "limit=0", "format=csv", "action=" + "x" * 82, "x=1"):
         assert (await busy.get(f"/v1/audit?{query}")).code == "request.invalid", query

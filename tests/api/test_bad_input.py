@@ -82,6 +82,7 @@ FIELDS = [
     ({"input": "go", "agent": "nobody"}, 422, "agent.unknown", "/agent"),
     ({"input": "go", "agent": "nobody", "model": "sim:one"}, 422, "request.invalid", "/model"),
     ({**GOAL, "version": 1}, 422, "request.invalid", "/version"),
+    ({"input": "go", "agent": "nobody", "version": 2**31}, 422, "request.invalid", "/version"),
     ({**GOAL, "policy": {"otherwise": "maybe"}}, 422, "request.invalid", "/policy/otherwise"),
     ({**GOAL, "params": {"temperature": "hot"}}, 422, "request.invalid", "/params/temperature"),
 ]
@@ -112,6 +113,7 @@ async def test_a_body_that_is_not_called_json_is_refused(api: Served) -> None:
 
 
 PATHS = [
+    ("/v1/runs/run_00000000000000000000000000/events?after=9223372036854775808", 422, "request.invalid"),
     ("/v1/runs?limit=0", 422, "request.invalid"),
     ("/v1/runs?limit=many", 422, "request.invalid"),
     ("/v1/runs?limit=1&limit=2", 422, "request.invalid"),

@@ -166,6 +166,20 @@ async def test_a_key_acts_for_a_user_whose_name_can_be_read(api: Served) -> None
     assert (await api.post("/v1/keys", {"name": "guest", "user": "Zoë Ångström 张伟"})).status == 201
 
 
+async def test_keys_come_in_pages_newest_first_and_none_of_another_tenant(api: Served) -> None:
+    made = [(await api.post("/v1/keys", {"name": str(n)})).json["id"] for n in range(4)]
+    await api.post("/v1/keys", {"name": "foreign"}, key=api.other)
+    seen, after = [], ""
+    while after is not None:
+        page = (await api.get(f"/v1/keys?limit=2{after}")).json
+        seen += [key["id"] for key in page["data"]]
+        after = f"&after={page['next']}" if page["has_more"] else None
+    assert len(seen) == 5 and seen[:4] == made[::-1]
+    for wrong in ("key_1", "1", ".key_1", "-1.key_1", "9" * 18 + ".key_1", "1.key_1%0A", "%D9%A3.key_1"):
+        refused = await api.get(f"/v1/keys?after={wrong}")
+        assert (refused.status, refused.pointer) == (422, "/after"), wrong
+
+
 async def test_a_secret_is_shown_once(api: Served) -> None:
     made = (await api.post("/v1/keys", {"name": "guest", "user": "ann", "expires_in_s": 3600})).json
     listed = (await api.get("/v1/keys")).body.decode()

@@ -29,7 +29,6 @@ async def document(api: Served) -> dict[str, Any]:
 
 
 async def test_no_pattern_lets_a_newline_pass_at_its_end(document: dict[str, Any]) -> None:
-    del document["components"]["schemas"]["Export"]  # a format of its own, whose patterns do not change
     found = re.findall(r'"pattern":"((?!#/components)(?:[^"\\]|\\.)*)"', msgspec.json.encode(document).decode())
     assert len(found) > 20
     assert [pattern for pattern in found if not pattern.endswith(r"(?![\\s\\S])")] == []

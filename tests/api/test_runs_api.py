@@ -2,8 +2,13 @@
 
 import asyncio
 
+import pytest
 from played_worker import Player
 from served_api import GOAL, Served
+
+from sojourn.api.runs import routes
+from sojourn.errors import UnknownFormat
+from sojourn.store import queue, runs
 
 
 async def test_a_run_is_accepted_and_ends_where_a_worker_takes_it(api: Served, player: Player) -> None:
@@ -116,8 +121,18 @@ async def test_lists_go_page_by_page_and_can_be_filtered(api: Served, player: Pl
 async def test_an_unchanged_run_is_not_sent_again(api: Served) -> None:
     run_id = await api.start()
     etag = (await api.get(f"/v1/runs/{run_id}")).headers["ETag"]
-    again = await api.get(f"/v1/runs/{run_id}", headers={"If-None-Match": etag})
-    assert (again.status, again.body) == (304, b"")
+    for known in (etag, f'"0", W/{etag}', "*"):
+        again = await api.get(f"/v1/runs/{run_id}", headers={"If-None-Match": known})
+        assert (again.status, again.body, again.headers["ETag"]) == (304, b"", etag), known
+
+
+async def test_a_run_that_changed_beside_its_journal_is_sent_again(api: Served, player: Player) -> None:
+    run_id = await api.start()
+    etag = (await api.get(f"/v1/runs/{run_id}")).headers["ETag"]
+    (claimed,) = await queue.claim(api.parts.database, player.id, 1)
+    assert await runs.quarantine(api.parts.database, player.id, (run_id, claimed.fence), UnknownFormat("Newer."))
+    changed = await api.get(f"/v1/runs/{run_id}", headers={"If-None-Match": etag})
+    assert (changed.status, changed.json["status"]) == (200, "quarantined")
 
 
 async def test_a_full_queue_refuses_and_says_so(api: Served) -> None:
@@ -162,7 +177,10 @@ async def test_a_run_takes_tighter_limits_and_wider_ones_need_a_scope(api: Serve
     assert (await api.post("/v1/runs", body)).status == 202
 
 
-async def test_a_trace_tells_every_attempt_with_its_time_tokens_and_cost(api: Served, player: Player) -> None:
+async def test_a_trace_tells_every_attempt_with_its_time_tokens_and_cost(
+    api: Served, player: Player, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routes, "PAGE_BYTES", 1)  # each event comes alone
     run_id = await api.start()
     play = await player.take(run_id)
     play.asked()

@@ -9,6 +9,7 @@ import pytest
 from served_api import GOAL, Reply, Served, serve
 
 from sojourn.api.http.gate import Gate
+from sojourn.api.sessions import files as listing
 from sojourn.errors import Unavailable
 from sojourn.sandboxes.bwrap import BwrapProvider
 from sojourn.store.db import Database, connect
@@ -54,6 +55,15 @@ async def test_files_are_written_listed_read_and_deleted_before_any_run(api: Ser
     assert read.headers["Content-Disposition"] == "attachment; filename*=UTF-8''a%20b.bin"
     assert (await api.call("DELETE", f"{files}/data/a%20b.bin")).status == 204
     assert (await api.get(f"{files}/data/a%20b.bin")).code == "request.not_found"
+
+
+async def test_a_list_says_that_there_is_more_only_where_there_is(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "FILES_MAX", 2)
+    files = await new(api)
+    for name, more in (("a", False), ("b", False), ("c", True)):
+        assert await put(api, f"{files}/{name}", b"1") == 201
+        listed = (await api.get(files)).json
+        assert listed["has_more"] == more and len(listed["data"]) <= 2
 
 
 async def test_an_empty_file_is_a_file(api: Served) -> None:

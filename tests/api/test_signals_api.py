@@ -90,6 +90,7 @@ async def test_a_webhook_that_is_not_signed_for_this_run_is_refused(api: Served,
         "another body": await deliver(api, run_id, secret, sent=b'{"type":"paid","data":{"cents":2}}'),
         "no signature": await deliver(api, run_id, secret, signature="v1,"),
         "noise": await deliver(api, run_id, secret, signature="v1,!!!! v2,AAAA v1"),
+        "no ASCII": await deliver(api, run_id, secret, signature="v1,ä"),
         "no id": await deliver(api, run_id, secret, id=""),
     }.items():
         assert (reply.status, reply.code) == (401, "hook.signature"), why

@@ -84,6 +84,8 @@ async def test_pages_go_on_with_the_same_question(api: Served) -> None:
         ("since=2026-01-01T00:00:00Z&until=2025-01-01T00:00:00Z", "/since"),
         ("since=2024-01-01T00:00:00Z&until=2026-01-01T00:00:00Z", "/since"),
         ("until=0001-01-01T00:00:00Z", "/until"),
+        ("since=9999-12-30T23:59:59-23:59&until=9999-12-31T23:59:59-23:59", "/until"),
+        ("since=0001-01-01T00:00:00%2B23:59&until=0001-01-02T00:00:00Z", "/since"),
         ("since=2026-01-01T00:00:00", "/since"),
         ("after=bm8", "/after"),
         ("after=%F0%9F%92%A9", "/after"),

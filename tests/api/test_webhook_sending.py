@@ -17,7 +17,7 @@ from sojourn.settings import Settings
 from sojourn.store.db import Database
 from sojourn.worker.notices import sending
 from sojourn.worker.notices.sending import Sender
-from sojourn.worker.stop import ended
+from sojourn.worker.shutdown import ended
 
 SETTINGS = {"webhooks_http_allowed": True, "webhook_hosts_allowed": "127.0.0.1"}
 

@@ -322,6 +322,11 @@ async def test_sessions_and_their_files(api: ScriptedApi, sojourn: Console, tmp_
     listed = (await sojourn("sessions", "files", "ses_1", "out", "--depth", "2")).out
     assert listed.splitlines()[1:] == ["-        out/", "2.0 KiB  a.csv"]
     assert api.seen[-1].query == {"path": "out", "depth": "2"}
+    api.answers["GET /v1/sessions/ses_1/files"] = {**page(entries[0]), "has_more": True}
+    assert "list the folders below" in (await sojourn("sessions", "files", "ses_1")).err
+    api.answers["GET /v1/sessions/ses_1/files"] = page()
+    assert "There is no file" in (await sojourn("sessions", "files", "ses_1")).err
+    assert (await sojourn("simulate", "--port", "65536")).code == 2
     (tmp_path / "a.csv").write_bytes(b"a,b")
     api.answers["PUT /v1/sessions/ses_1/files/in/a.csv"] = {"path": "in/a.csv", "bytes": 3}
     assert (await sojourn("sessions", "put", "ses_1", str(tmp_path / "a.csv"), "in/a.csv")).code == 0

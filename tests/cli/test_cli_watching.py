@@ -1,11 +1,13 @@
 """`sojourn run` and `logs -f`: what a person sees of a run, through every accident on the way."""
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from console_script import Console, until
 from screens import without_style
-from scripted_api import ScriptedApi
+from scripted_api import Problem, Run, ScriptedApi, Seen
 
 MODEL = ("--model", "openai:gpt-x")
 
@@ -131,6 +133,37 @@ async def test_a_server_that_restarts_in_the_middle_is_found_again_and_nothing_c
     assert [running.text.count(word) for word in ("one", "two", "three")] == [1, 1, 1]
     last = api.asked("GET /v1/runs/run_1/events")[-1]
     assert last.headers["Last-Event-ID"] == "1"
+
+
+def refusing(run: Run, times: int) -> Callable[[Seen], dict[str, Any]]:
+    """Show a run once a server that begins and ends has refused it so often."""
+    left = iter(range(times))
+
+    def show(_: Seen) -> dict[str, Any]:
+        if next(left, None) is not None:
+            raise Problem(503, "store.unavailable", "The database is away.")
+        return run.document
+
+    return show
+
+
+async def test_a_server_that_restarts_once_the_run_has_ended_keeps_nobody_from_the_answer(
+    api: ScriptedApi, sojourn: Console
+):
+    run = api.run()
+    run.finish("It was 1998.")
+    for words, out in ((("run", "the goal", *MODEL), "It was 1998.\n"), (("logs", "-f", run.id), None)):
+        api.answers["GET /v1/runs/run_1"] = refusing(run, 2)
+        result = await sojourn(*words)
+        assert result.code == 0 and out in (None, result.out), result.err
+
+
+async def test_a_server_that_restarts_while_a_run_waits_is_asked_again(api: ScriptedApi, sojourn: Console):
+    run = api.run(status="suspended")
+    run.event("run.suspended", waits=["w"])
+    run.ask(id="w", kind="approval", title="May it?", approval="run_1.dw", allowed=["approve"])
+    api.answers["GET /v1/runs/run_1"] = refusing(run, 2)
+    assert (await sojourn("run", "the goal", *MODEL)).code == 7
 
 
 def frame(kind: str, data: dict, id_: int | None = None) -> bytes:

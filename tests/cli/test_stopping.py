@@ -47,6 +47,10 @@ async def test_the_operator_stops_any_tenant_without_a_key_and_sees_it_settle(da
             assert response.status == 403, "no key lifts what the operator made"
         assert stop_id in (await sojourn("stops")).out
         assert "left: nothing" in (await sojourn("stops", stop_id)).out
+        second = (await sojourn("stop", "--user", "ann", "--json")).json["id"]
+        newest = await sojourn("stops", "--limit", "1")
+        assert second in newest.out and stop_id not in newest.out and "There are older ones" in newest.err
+        assert (await sojourn("lift", second)).code == 0
         assert (await sojourn("lift", stop_id)).out == f"{stop_id} is lifted\n"
         assert "No stop is in force" in (await sojourn("stops")).err
         await installation.until(await installation.run(**body), "completed")

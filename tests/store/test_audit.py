@@ -23,10 +23,9 @@ from sojourn.store.tenant import keys, sessions
 
 ORIGIN = Origin(request_id="req_1", address="192.0.2.1")
 SOURCE = Path(sojourn.__file__).parent
-LENDS = re.compile(r"\.migrator\(\)|\b(operator|operating)\((db|database|conn)\)")
+LENDS = re.compile(r"\.migrator\(\)|\b(operator|operating)\((db|database|conn)\)|\bowning\(args, shell\)")
 TELLS = re.compile(r"audit\.operated\(|\b(_noted|told)\(conn, ")
 NOT_TOLD = {
-    "cli.commands.guardrails.operator.opened": "it lends a transaction; set and remove tell it",
     "identity.secrets.rotation._signers": "it only reads",
     "store.health.walls": "it only reads",
     "store.migrate.migrate": "it changes the schema, and schema_migration says what and when",

@@ -9,6 +9,8 @@ from scripted_runs import AT, Worker, asked, enter, hired, submit
 from sojourn.loop import events as ev
 from sojourn.loop.messages import said
 from sojourn.store import commits, health, queue, runs
+from sojourn.store.audit import reading
+from sojourn.store.audit.reading import Wanted
 from sojourn.store.db import Database, connect
 from sojourn.store.roles import Dsns
 from sojourn.store.rows import Principal, Release, RunFilter
@@ -78,6 +80,32 @@ async def test_a_claim_and_a_commit_go_by_the_index_and_nothing_reads_much(
         scans, rows = (now - then for now, then in zip(after[table], before[table], strict=True))
         assert scans == 0, f"{table} was read from end to end"
         assert 20 <= rows < 20 * 400, f"{rows} rows of {table} were read"
+
+
+ACTS = """
+insert into audit
+    (tenant, n, at, action, subject, operator, user_id, key_id, request_id, address, outcome, detail, hash)
+select 'acme', n, now(), case when n % 10000 = 0 then 'key.create' else 'run.delete' end, 'x', false,
+    case when n % 10000 = 1 then 'ann' else 'bob' end, 'k', 'r', 'a', 'done', '{}', sha256('x')
+from generate_series(100, 50000) n;
+analyze audit;
+"""
+
+
+async def test_rows_of_the_audit_log_are_found_among_many(database: Database) -> None:
+    caller = await enter(database, "acme")
+    async with database.migrator() as owner:
+        await owner.execute(f"alter table audit no force row level security; {ACTS}")
+        await owner.execute("alter table audit force row level security")
+    async with database.scoped(caller.handle) as conn:
+        for wanted in (Wanted(action="key"), Wanted(action="key.create"), Wanted(user="ann"), Wanted()):
+            found = [one.n for one in await reading.page(conn, "acme", wanted, before=None, limit=4)]
+            assert len(found) == 4 and found == sorted(found, reverse=True)
+            statement, where = reading.selected(wanted)
+            explained = f"explain (analyze, buffers, costs off, timing off) {statement}"
+            rows = await conn.fetch(explained, "acme", reading.NEWEST, 4, *where)
+            plan = "\n".join(row[0] for row in rows)
+            assert pages(plan) < 100, plan
 
 
 async def see_plans(database: Database, worker: Worker, caller: Principal) -> None:

@@ -1,13 +1,14 @@
 """Stops in the database: what they refuse, what they end, what they say is left."""
 
 import asyncio
+import sys
 from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
 import pytest
-from scripted_runs import AGENT, blocked, enter, hired, new_id, new_run, post, status, submit, words
+from scripted_runs import AGENT, asked, blocked, enter, hired, new_id, new_run, post, status, submit, words
 
 from sojourn.errors import Conflict, Forbidden, Invalid, NotFound
 from sojourn.loop import events as ev
@@ -227,6 +228,19 @@ async def test_what_nobody_holds_is_ended_with_a_whole_journal_and_the_rest_is_l
     async with database.scoped(ann.handle) as conn:
         hit = await stops.runs(conn, made)
     assert [(one.run_id, one.status) for one in hit] == [(queued, "cancelled"), (said, "cancelled")]
+
+
+async def test_what_is_held_is_counted_a_few_runs_at_a_time(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["sojourn.store.stops.report"], "BATCH", 2)
+    ann = await enter(database)
+    run_ids = {await submit(database, ann) for _ in range(4)}
+    async with hired(database) as worker:
+        for hand in await worker.take(4):
+            await worker.committer.commit(hand.prepare(asked(0)))
+        seen = await report(database, ann, await stop(database, ann))
+    assert (seen.leases, seen.calls, {one.id for one in seen.left}) == (4, 4, run_ids)
 
 
 async def test_a_held_run_is_told_once_and_what_is_left_of_it_is_said(database: Database) -> None:

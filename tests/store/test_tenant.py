@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 from msgspec.structs import replace
@@ -32,6 +33,7 @@ async def test_versions_are_numbered_and_never_change(database: Database) -> Non
         assert await catalog.resolve(conn, "clerk", 2) == replace(better, version=2)
         assert await catalog.spec(conn, second.digest) == replace(better, version=2)
         assert [row.version for row in await catalog.versions(conn, "clerk")] == [2, 1]
+        assert [row.version for row in await catalog.versions(conn, "clerk", before=2, limit=1)] == [1]
 
 
 async def test_what_is_live_already_is_no_new_version(database: Database) -> None:
@@ -102,7 +104,7 @@ async def test_agents_have_names_of_their_own(database: Database) -> None:
 async def test_agents_that_are_not_there_are_not_found(database: Database) -> None:
     caller = await enter(database)
     async with database.scoped(caller.handle) as conn:
-        for ask in (catalog.get, catalog.versions, catalog.archive, catalog.resolve, catalog.spec):
+        for ask in (catalog.get, partial(catalog.version, number=1), catalog.archive, catalog.resolve, catalog.spec):
             with pytest.raises(NotFound):
                 await ask(conn, "nobody")
         with pytest.raises(NotFound):

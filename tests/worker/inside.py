@@ -37,8 +37,8 @@ from sojourn.store.tenant import sessions
 from sojourn.tools import toolbox
 from sojourn.worker.budgets.pools import DayPools
 from sojourn.worker.parts import Parts
+from sojourn.worker.shutdown import Shutdown
 from sojourn.worker.slots import CallSlots
-from sojourn.worker.stop import Stop
 from sojourn.worker.tenure import Tenure
 from sojourn.worker.worker import Worker
 
@@ -160,12 +160,12 @@ async def working(
             now=now,
             tenure=Tenure(settings.get("lease_s", 15.0)),
         )
-        worker, stop = Worker(parts), Stop()
-        task = asyncio.create_task(worker.run(stop))
+        worker, shutdown = Worker(parts), Shutdown()
+        task = asyncio.create_task(worker.run(shutdown))
         try:
             yield worker
         finally:
-            stop.told.set()
+            shutdown.told.set()
             await task
             await deltas.close()
 

@@ -15,7 +15,7 @@ from sojourn.loop import events as ev
 from sojourn.settings import Settings
 from sojourn.store.budgets.pools import Defaults
 from sojourn.store.rows import Commit, Opened
-from sojourn.worker import stop
+from sojourn.worker import shutdown
 from sojourn.worker.budgets.pools import DayPools
 from sojourn.worker.drive import Drive
 from sojourn.worker.slots import CallSlots
@@ -151,7 +151,7 @@ async def test_what_the_clock_ends_is_announced_anew_once_the_lease_is_sure(cloc
 
 
 async def test_a_loop_that_loses_its_cancellation_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stop, "AGAIN_S", 0.01)
+    monkeypatch.setattr(shutdown, "AGAIN_S", 0.01)
     begun, lost = asyncio.Event(), 0
 
     async def loop() -> None:
@@ -167,5 +167,5 @@ async def test_a_loop_that_loses_its_cancellation_is_cancelled_again(monkeypatch
 
     task = asyncio.create_task(loop())
     await begun.wait()
-    await stop.ended([task])
+    await shutdown.ended([task])
     assert task.cancelled() and lost == 2

@@ -6,7 +6,7 @@ The rule: what is listed in `routes` is all there is, and the reference is made 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import msgspec
@@ -117,23 +117,32 @@ def served() -> tuple[Route, ...]:
         *health.routes(),
         *metrics.ROUTES,
     )
-    own = reference({})
-    return (*routes, *reference(openapi.document((*routes, *own))))
+    return (*routes, *reference(routes))
 
 
-def reference(document: openapi.Json) -> tuple[Route, ...]:
-    """The routes that serve the document."""
-    text = msgspec.json.encode(document)
-    shown = page.html(document).encode() if document else b""
-    headers = {"Content-Type": "text/html; charset=utf-8", "Content-Security-Policy": page.policy()}
+def reference(routes: tuple[Route, ...]) -> tuple[Route, ...]:
+    """The routes that serve the document of all routes; it is made when it is first asked for, in some 30 ms."""
+
+    @cache
+    def document() -> openapi.Json:
+        return openapi.document((*routes, *own))
+
+    @cache
+    def text() -> bytes:
+        return msgspec.json.encode(document())
+
+    @cache
+    def shown() -> bytes:
+        return page.html(document()).encode()
 
     async def as_json(ask: Ask[None, None]) -> Answer:
-        return Answer(body=text)
+        return Answer(body=text())
 
     async def as_page(ask: Ask[None, None]) -> Answer:
-        return Answer(body=shown, headers=headers)
+        headers = {"Content-Type": "text/html; charset=utf-8", "Content-Security-Policy": page.policy()}
+        return Answer(body=shown(), headers=headers)
 
-    return (
+    own = (
         Route(
             method="GET",
             path="/openapi.json",
@@ -154,6 +163,7 @@ def reference(document: openapi.Json) -> tuple[Route, ...]:
             media=("text/html",),
         ),
     )
+    return own
 
 
 async def _task(name: str, work: Callable[[], Coroutine[Any, Any, None]], app: web.Application) -> AsyncIterator[None]:

@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from sojourn.api.audit.acts import made
 from sojourn.api.http.once import once
+from sojourn.api.http.pages import Page
 from sojourn.api.patterns import whole
 from sojourn.api.route import Answer, Ask, Audited, Route
 from sojourn.errors import Invalid
@@ -64,11 +65,11 @@ class NewKey(Key, frozen=True, kw_only=True):
 
 
 class KeysPage(msgspec.Struct, frozen=True, kw_only=True):
-    """All keys of the tenant."""
+    """Keys of the tenant, the newest first."""
 
     data: tuple[Key, ...]
-    has_more: bool = False
-    next: str | None = None
+    has_more: bool
+    next: str | None
 
 
 class Me(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,11 +111,11 @@ async def make(ask: Ask[CreateKey, None]) -> Answer:
     return await once(ask, work)
 
 
-async def page(ask: Ask[None, None]) -> Answer:
+async def page(ask: Ask[None, Page]) -> Answer:
     """List keys."""
     async with ask.transaction() as connection:
-        rows = await keys.page(connection)
-    return Answer(body=KeysPage(data=tuple(_seen(row) for row in rows)))
+        rows, after = await keys.page(connection, after=ask.query.after, limit=ask.query.limit)
+    return Answer(body=KeysPage(data=tuple(_seen(row) for row in rows), has_more=after is not None, next=after))
 
 
 async def replace(ask: Ask[ReplaceKey, None]) -> Answer:
@@ -192,9 +193,10 @@ ROUTES = (
         method="GET",
         path="/v1/keys",
         handler=page,
-        summary="List API keys",
+        summary="List API keys, newest first",
         tag="keys",
         scope="admin:keys",
+        query=Page,
         answers={200: (KeysPage, "Keys, never their secrets")},
     ),
     Route(

@@ -15,12 +15,11 @@ from sojourn.api.events.hub import Hub
 from sojourn.api.http.gate import Gate
 from sojourn.api.http.meter import Meter
 from sojourn.api.parts import Api
-from sojourn.api.patterns import DIGEST, ID, NAME
+from sojourn.api.patterns import DIGEST, ID, ISSUER, NAME
 from sojourn.api.rates.known import Known
 from sojourn.api.rates.limiter import Limiter
 from sojourn.errors import SojournError
 from sojourn.identity.tokens import Tokens
-from sojourn.loop.moving.document import ISSUER
 from sojourn.store.db import Connection
 from sojourn.store.rows import Principal
 from sojourn.store.sharing.rates import Class

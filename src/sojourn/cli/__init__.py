@@ -2,10 +2,11 @@
 
     __init__   the table of commands, and main
     command    how a command is declared, parsed and explained
-    commands/  the commands, one file a subject; two of them import the server
+    commands/  the commands, one file a subject; some of them import the server
     client     requests to the API        stream    a run's events, through every broken connection
     terminal   everything that is shown   view      a run as one watches it        exits  the exit codes
     running    what goes on right now     questions what a run asks, and asking the person who watches it
+    owner      the database itself, for the operator's commands
 
 The console script `sojourn` and `python -m sojourn.cli` call `main`. The rule: a command that talks to a server imports
 nothing but the standard library, so that it starts in less than 0.1 s, and only the module of the chosen command.

@@ -10,6 +10,7 @@ import shlex
 from typing import Any
 
 from sojourn.cli.client import Client, Refusal, segment
+from sojourn.cli.stream import look
 from sojourn.cli.terminal import Out, cut, one_line
 
 Json = dict[str, Any]
@@ -90,7 +91,7 @@ class Desk:
 
     def __init__(self, client: Client, run_id: str, screen: Out | None) -> None:
         self.client = client
-        self.path = f"/v1/runs/{segment(run_id)}"
+        self.run_id = run_id
         self.screen = screen
         self.earlier: list[Json] = []
         """The open questions that do not stand at the end of what was shown."""
@@ -119,7 +120,7 @@ class Desk:
         return self._suspended and self._stands(item["seq"])
 
     def _stands(self, seq: int) -> bool:
-        run = self.client.get(self.path)
+        run = look(self.client, self.run_id)
         open_ = [self._asked.get(wait["id"]) for wait in run["waits"]]
         if run["status"] != "suspended" or run["rev"] > seq or None in open_:
             return False  # there is more to come in the stream

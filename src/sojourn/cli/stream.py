@@ -90,6 +90,23 @@ def follow(
             pause_s = min(pause_s * 2, BACKOFF_MAX_S)
 
 
+def look(client: Client, run_id: str, notice: Callable[[str], None] | None = None) -> Item:
+    """Read a run that was just followed; a server that is away is waited for. Raises Refusal and Unreachable."""
+    ends_at, pause_s = time.monotonic() + PATIENCE_S, BACKOFF_S
+    while True:
+        try:
+            run: Item = client.get(f"/v1/runs/{segment(run_id)}")
+        except Stop as error:
+            if not _passing(error) or time.monotonic() > ends_at:
+                raise
+            if notice and pause_s == BACKOFF_S:
+                notice("The server is away; asking it again.")
+        else:
+            return run
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 2, BACKOFF_MAX_S)
+
+
 class Reader:
     """One place in a run's stream; each `read` is a connection."""
 
@@ -137,7 +154,9 @@ def _over(client: Client, run_id: str) -> bool:
     """Whether the run has ended; a server that is away says neither."""
     try:
         return client.get(f"/v1/runs/{segment(run_id)}")["status"] in ENDED
-    except Unreachable:
+    except Stop as error:
+        if not _passing(error):
+            raise
         return False
 
 

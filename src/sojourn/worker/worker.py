@@ -28,7 +28,7 @@ from sojourn.store.tenant import idempotency
 from sojourn.worker.drive import Drive
 from sojourn.worker.notices.sending import Sender
 from sojourn.worker.parts import Parts
-from sojourn.worker.stop import Stop, ended, gone
+from sojourn.worker.shutdown import Shutdown, ended, gone
 from sojourn.worker.upkeep.sessions import WANTED, clear, put_away, put_away_idle
 from sojourn.worker.upkeep.tidying import tidy
 
@@ -63,7 +63,7 @@ class Worker:
         self.tasks: dict[Lease, asyncio.Task[None]] = {}
         self.leaving: set[asyncio.Task[None]] = set()
         """Sessions of suspended runs that are put away, or soon will be."""
-        self.stop = Stop()
+        self.shutdown = Shutdown()
         self.unread = False
         """A run began to be driven whose mail may have come between its opening and now."""
         self.read_at = parts.now()
@@ -87,9 +87,9 @@ class Worker:
         self.steady_since_s = self.last_beat_s = self.revived_at_s = -math.inf
         self.grace_s = self.patience_s
 
-    async def run(self, stop: Stop) -> None:
+    async def run(self, shutdown: Shutdown) -> None:
         """Work until it is told to stop, then drain."""
-        self.stop = stop
+        self.shutdown = shutdown
         await self._register()
         bell, sender = self.parts.doorbell, Sender(self.parts)
         ears = (bell.subscribe(name) for name in ("sojourn_work", "sojourn_inbox", WANTED, "sojourn_stop"))
@@ -111,7 +111,7 @@ class Worker:
                 asyncio.create_task(self._repeat(sender.look, wanted)),
             ]
             try:
-                await stop.told.wait()
+                await shutdown.told.wait()
                 loops[0].cancel()
                 await self._drain()
             finally:
@@ -327,7 +327,7 @@ class Worker:
                 await stops.note(self.parts.database, claimed, opened.stops)
             drive = self.drives[lease] = Drive(self.parts, claimed, opened, agents)
             self.unread = True
-            if self.stop.told.is_set():
+            if self.shutdown.told.is_set():
                 drive.leave("soon")
             await drive.run()
             if drive.released and drive.released.status == "suspended" and drive.place.opened:
@@ -344,7 +344,7 @@ class Worker:
 
         async def leave() -> None:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.stop.told.wait(), self.parts.settings.sandbox_suspend_s)
+                await asyncio.wait_for(self.shutdown.told.wait(), self.parts.settings.sandbox_suspend_s)
             await put_away(self.parts, session)
 
         task = asyncio.create_task(leave(), name=f"put away {session.id}")
@@ -356,11 +356,11 @@ class Worker:
         log.info("worker.draining", extra={"runs": len(self.tasks)})
         for drive in self.drives.values():
             drive.leave("soon")
-        await self.stop.gone(self.tasks.values(), self.parts.settings.drain_s)
+        await self.shutdown.gone(self.tasks.values(), self.parts.settings.drain_s)
         for drive in self.drives.values():
             drive.leave("now")
         await gone(self.tasks.values(), HAND_BACK_S)
-        await self.stop.gone(self.leaving, PUT_AWAY_S)
+        await self.shutdown.gone(self.leaving, PUT_AWAY_S)
         left = [*self.tasks.values(), *self.leaving]
         for task in left:
             task.cancel()

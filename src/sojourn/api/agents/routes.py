@@ -16,7 +16,6 @@ from sojourn.api.runs import wait
 from sojourn.api.runs.create import by_name, create
 from sojourn.api.runs.routes import STARTS, WaitS, accepted
 from sojourn.api.runs.shapes import Accepted, CreateRun, Id, Input
-from sojourn.errors import NotFound
 from sojourn.loop.agent import Agent
 from sojourn.store.db import Connection
 from sojourn.store.rows import AgentRow, RunRow, VersionRow
@@ -25,6 +24,11 @@ from sojourn.store.tenant import catalog
 
 class ByName(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     after: Annotated[str, Meta(max_length=64, description="The last name of the page before.")] | None = None
+    limit: Size = 50
+
+
+class ByNumber(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    after: Annotated[shapes.VersionNumber, Meta(description="The last number of the page before.")] | None = None
     limit: Size = 50
 
 
@@ -49,8 +53,8 @@ class VersionsPage(msgspec.Struct, frozen=True, kw_only=True):
     """Versions, the newest first."""
 
     data: tuple[VersionSeen, ...]
-    has_more: bool = False
-    next: str | None = None
+    has_more: bool
+    next: str | None
 
 
 class RunAgent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -128,17 +132,18 @@ async def get(ask: Ask[None, None]) -> Answer:
     return Answer(body=_agent(row, live))
 
 
-async def versions(ask: Ask[None, None]) -> Answer:
+async def versions(ask: Ask[None, ByNumber]) -> Answer:
     """List an agent's versions."""
-    name = ask.names["name"]
+    name, asked = ask.names["name"], ask.query
     async with ask.transaction() as connection:
         await catalog.get(connection, name)
-        rows = await catalog.versions(connection, name)
-    rows = sorted(rows, key=lambda row: -row.version)
-    data = (
-        VersionSeen(version=r.version, digest=r.digest, created_at=r.created_at, created_by=r.created_by) for r in rows
+        rows = await catalog.versions(connection, name, before=asked.after, limit=asked.limit + 1)
+    data = tuple(
+        VersionSeen(version=r.version, digest=r.digest, created_at=r.created_at, created_by=r.created_by)
+        for r in rows[: asked.limit]
     )
-    return Answer(body=VersionsPage(data=tuple(data)))
+    more = len(rows) > asked.limit
+    return Answer(body=VersionsPage(data=data, has_more=more, next=str(data[-1].version) if more else None))
 
 
 async def version(ask: Ask[None, None]) -> Answer:
@@ -206,9 +211,7 @@ async def _built(ask: Ask[Any, Any], connection: Connection, spec: shapes.Spec, 
 
 async def _version(connection: Connection, name: str, number: int) -> shapes.Version:
     """One version with all that it says. Raises NotFound."""
-    row = next((row for row in await catalog.versions(connection, name) if row.version == number), None)
-    if row is None:
-        raise NotFound
+    row = await catalog.version(connection, name, number)
     return _seen(row, await catalog.spec(connection, row.digest))
 
 
@@ -295,8 +298,8 @@ ROUTES = (
     _route("GET", "", page, "List agents by name", query=ByName, answers={200: (AgentsPage, "Agents")}),
     _route("GET", "/{name}", get, "Get an agent and its live version", refusals=("request.not_found",),
            answers={200: (shapes.AgentSeen, "The agent")}),
-    _route("GET", "/{name}/versions", versions, "List an agent's versions", refusals=("request.not_found",),
-           answers={200: (VersionsPage, "Versions")}),
+    _route("GET", "/{name}/versions", versions, "List an agent's versions", query=ByNumber,
+           refusals=("request.not_found",), answers={200: (VersionsPage, "Versions, the newest first")}),
     _route("POST", "/{name}/versions", add, "Make a version", body=shapes.Spec, creates=True, example=SPEC,
            audit=Audited(action="agent.add_version", subject=_version_named, detail=_digest),
            refusals=("request.not_found", "agent.archived", *MADE),

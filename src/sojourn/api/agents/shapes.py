@@ -12,6 +12,7 @@ from sojourn.loop.agent import Params, Suspend, Taint, Tool
 from sojourn.loop.policy import Policy
 
 Name = Annotated[str, Meta(pattern=whole(NAME), examples=["analyst"])]
+VersionNumber = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Model = Annotated[str, Meta(min_length=3, max_length=200, examples=["openai:gpt-5-mini"])]
 Taints = Annotated[tuple[Taint, ...], Meta(max_length=2)]
 Count = Annotated[int, Meta(ge=1, le=10**12)]
@@ -75,8 +76,8 @@ class CreateAgent(Spec, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class SetLive(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which version new runs get."""
 
-    version: Annotated[int, Meta(ge=1)]
-    expected: Annotated[int, Meta(ge=1)] | None = None
+    version: VersionNumber
+    expected: VersionNumber | None = None
     """Refuse when another version is live than this one."""
 
 

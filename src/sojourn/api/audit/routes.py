@@ -12,7 +12,7 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta
 
-from sojourn.api.http import transfer
+from sojourn.api.http import parse, transfer
 from sojourn.api.http.pages import Size
 from sojourn.api.route import Answer, Ask, Route
 from sojourn.errors import Invalid, SojournError
@@ -57,7 +57,9 @@ async def page(ask: Ask[None, Query]) -> Answer | web.StreamResponse:
     asked = ask.query
     if asked.format == "jsonl" or LINES in ask.http.headers.get("Accept", ""):
         return await _export(ask)
-    wanted = Wanted(action=asked.action, user=asked.user, since=asked.since, until=asked.until)
+    since = asked.since and parse.in_utc(asked.since, "/since")
+    until = asked.until and parse.in_utc(asked.until, "/until")
+    wanted = Wanted(action=asked.action, user=asked.user, since=since, until=until)
     async with ask.transaction() as connection:
         found = await reading.page(connection, ask.principal.tenant, wanted, before=asked.after, limit=asked.limit + 1)
     rows, more = tuple(found[: asked.limit]), len(found) > asked.limit

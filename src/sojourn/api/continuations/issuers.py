@@ -10,9 +10,8 @@ import msgspec
 from msgspec import Meta
 
 from sojourn.api.http.once import once
-from sojourn.api.patterns import whole
+from sojourn.api.patterns import ISSUER, whole
 from sojourn.api.route import Answer, Ask, Audited, Route
-from sojourn.loop.moving.document import ISSUER
 from sojourn.store.db import Connection
 from sojourn.store.rows import IssuerRow
 from sojourn.store.tenant import issuers

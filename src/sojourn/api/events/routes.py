@@ -18,7 +18,9 @@ PAGE_BYTES = 4 << 20
 
 
 class EventsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    after: Annotated[int, Meta(ge=0, description="Begin after this seq; a stream obeys Last-Event-ID before it.")] = 0
+    after: Annotated[
+        int, Meta(ge=0, le=2**63 - 1, description="Begin after this seq; a stream obeys Last-Event-ID before it.")
+    ] = 0
     limit: Annotated[int, Meta(ge=1, le=1000, description="How many journal rows a page covers at most.")] = 200
 
 

@@ -5,6 +5,7 @@ The rule: nothing that PostgreSQL or JSON cannot hold (NUL, lone surrogates, NaN
 
 import re
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
@@ -51,6 +52,14 @@ def query(values: Mapping[str, str], kind: type[T]) -> T:
         return msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as error:
         raise invalid(error) from None
+
+
+def in_utc(at: datetime, pointer: str) -> datetime:
+    """Give a caller's time as the database holds it. Raises Invalid where its zone takes it out of all years."""
+    try:
+        return at.astimezone(UTC)
+    except OverflowError:
+        raise Invalid("A time lies in the years 1 to 9999, in UTC too.", pointer=pointer) from None
 
 
 def invalid(error: msgspec.ValidationError) -> Invalid:

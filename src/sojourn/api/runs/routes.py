@@ -1,5 +1,6 @@
 """The handlers of /v1/runs but for its events."""
 
+import hashlib
 from collections.abc import Iterable
 from typing import Annotated
 
@@ -26,6 +27,8 @@ from sojourn.store.retention import deletion
 from sojourn.store.rows import RunFilter, RunRow, Status
 from sojourn.store.sharing.limits import held_back
 
+PAGE_BYTES = 4 << 20
+"""How much of a journal is in memory at a time."""
 WaitS = Annotated[
     float, Meta(ge=0, le=300, description="Hold the answer up to so many seconds, until the run has ended or waits.")
 ]
@@ -77,10 +80,11 @@ async def get(ask: Ask[None, None]) -> Answer:
         limit = ask.parts.settings.tenant_runs_max
         waits_for = await held_back(connection, run.id, tenant_runs_max=limit) if run.status == "queued" else None
         known = await runs.taints(connection, run.id) if run.tainted else ()
-    etag = f'"{run.seq}"'
-    if ask.http.headers.get("If-None-Match") == etag:
-        return Answer(status=304, headers={"ETag": etag})
-    return Answer(body=replace(seen(run), held_back=waits_for, taints=tainted(known)), headers={"ETag": etag})
+    body = msgspec.json.encode(replace(seen(run), held_back=waits_for, taints=tainted(known)))
+    etag = hashlib.sha256(body).hexdigest()[:32]
+    if {one.value for one in ask.http.if_none_match or ()} & {etag, "*"}:
+        return Answer(status=304, headers={"ETag": f'"{etag}"'})
+    return Answer(body=body, headers={"ETag": f'"{etag}"'})
 
 
 async def page(ask: Ask[None, ListQuery]) -> Answer:
@@ -151,12 +155,14 @@ async def transcript(ask: Ask[None, None]) -> Answer:
 async def traced(ask: Ask[None, None]) -> Answer:
     """Show where the time and the money went."""
     run_id = ask.names["run_id"]
-    rows: list[trace.Row] = []
+    book, seq = trace.Book(), 0
     async with ask.transaction() as connection:
         run = await runs.get(connection, run_id)
-        while page := await runs.events(connection, run_id, after=rows[-1][0] if rows else 0, limit=1000):
-            rows += page
-    return Answer(body=trace.trace(run, rows))
+        while page := await runs.events(connection, run_id, after=seq, bytes_max=PAGE_BYTES):
+            for _, event in page:
+                book.take(event)
+            seq = page[-1][0]
+    return Answer(body=trace.trace(run, book))
 
 
 def mailed(run_id: str) -> tuple[tuple[str, str], ...]:
@@ -259,7 +265,7 @@ ROUTES = (
         path="/v1/runs/{run_id}",
         handler=get,
         summary="Get a run",
-        detail="The ETag is the run's rev; with If-None-Match an unchanged run answers 304.",
+        detail="With If-None-Match and the ETag of the answer before, a run that has not changed answers 304.",
         tag="runs",
         scope="runs:read",
         answers={200: (shapes.Run, "The run"), 304: (None, "It has not changed")},

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from sojourn.api.agents.shapes import LimitsSeen, Spec, Taints, dollars
+from sojourn.api.agents.shapes import LimitsSeen, Spec, Taints, VersionNumber, dollars
 from sojourn.api.patterns import DIGEST, whole
 from sojourn.loop.agent import Taint
 from sojourn.loop.budget import Bill
@@ -64,7 +64,7 @@ class CreateRun(Spec, frozen=True, forbid_unknown_fields=True, kw_only=True):
     input: Input
     agent: Annotated[str, Meta(max_length=64)] | Spec | None = None
     """The name of an agent, whose live version runs; or a version written out."""
-    version: Annotated[int, Meta(ge=1)] | None = None
+    version: VersionNumber | None = None
     """A version of the named agent, in place of the live one."""
     session: Id | None = None
     """The session to go on with; none makes a new one."""
@@ -200,7 +200,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     started_at: datetime | None
     finished_at: datetime | None
     rev: int
-    """Counts the run's events; it is the ETag too."""
+    """Counts the run's events."""
     taints: tuple[TaintSeen, ...] | None = None
     """What it has read that is private or untrusted; told where one run is asked for."""
     held_back: HeldBack | None = None

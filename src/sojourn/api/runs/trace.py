@@ -24,7 +24,6 @@ from sojourn.loop.machine import begin
 from sojourn.loop.step.decisions import over
 from sojourn.store.rows import RunRow
 
-Row = tuple[int, ev.Event]
 Attempted = (
     ev.ModelAsked | ev.Compacted | ev.Replied | ev.ModelErred | ev.ModelLost | ev.Intended | ev.Returned | ev.CallLost
 )
@@ -74,11 +73,8 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
     totals: Totals
 
 
-def trace(run: RunRow, rows: Iterable[Row]) -> Trace:
-    """Fold a run's journal into its spans."""
-    book = Book()
-    for _, event in rows:
-        book.take(event)
+def trace(run: RunRow, book: "Book") -> Trace:
+    """Tell a run's spans, from a book that took all of its journal."""
     spans = tuple(book.close())
     totals = Totals(
         steps=run.steps,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from sojourn.api.agents.shapes import LimitsSpec, Name
+from sojourn.api.agents.shapes import LimitsSpec, Name, VersionNumber
 from sojourn.api.patterns import ID, whole
 from sojourn.api.runs.shapes import Instant, Labels, Priority, Trouble
 
@@ -25,7 +25,7 @@ class ScheduledRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """The run that each fire makes."""
 
     agent: Name
-    version: Annotated[int, Meta(ge=1)] | None = None
+    version: VersionNumber | None = None
     """None is the version that is live when it fires."""
     input: Annotated[str, Meta(min_length=1, max_length=65_536)]
     """What to do, in words. Files belong into a kept session."""

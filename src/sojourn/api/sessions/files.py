@@ -56,12 +56,12 @@ async def listing(ask: Ask[None, ListQuery]) -> Answer:
     if sandbox is None:
         return Answer(body=FilesPage(data=(), has_more=False))
     try:
-        found = await sandbox.list(ask.query.path, depth=ask.query.depth, limit=FILES_MAX)
+        found = await sandbox.list(ask.query.path, depth=ask.query.depth, limit=FILES_MAX + 1)
     except NotFound:
         if ask.query.path != ".":
             raise
         found = []
-    return Answer(body=FilesPage(data=tuple(_seen(one) for one in found), has_more=len(found) >= FILES_MAX))
+    return Answer(body=FilesPage(data=tuple(map(_seen, found[:FILES_MAX])), has_more=len(found) > FILES_MAX))
 
 
 async def read(ask: Ask[None, None]) -> web.StreamResponse:

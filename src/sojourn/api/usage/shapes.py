@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from sojourn.api.agents.shapes import dollars
+from sojourn.api.http import parse
 from sojourn.api.runs.shapes import Cost, Instant, Usage, cost, usage
 from sojourn.errors import Invalid
 from sojourn.store.tenant.usage import Key, UsageRow
@@ -101,8 +102,8 @@ def question(asked: UsageQuery, now: datetime) -> Question:
         if key is None or key in by:
             raise Invalid(f"`by` names some of {', '.join(KEYS)}, each once.", pointer="/by")
         by.append(key)
-    until = asked.until or now
-    found = Question(asked.since or _start(until), until, tuple(by))
+    until = parse.in_utc(asked.until or now, "/until")
+    found = Question(parse.in_utc(asked.since or _start(until), "/since"), until, tuple(by))
     if asked.after is not None:
         found = _continued(asked, found)
     if not timedelta(0) < found.until - found.since <= timedelta(days=DAYS_MAX):
@@ -113,7 +114,7 @@ def question(asked: UsageQuery, now: datetime) -> Question:
 def _start(until: datetime) -> datetime:
     """The start of a day (UTC), so that the last of DAYS days is that of `until`."""
     try:
-        first = (until.astimezone(UTC) - timedelta(days=DAYS - 1)).date()
+        first = (until - timedelta(days=DAYS - 1)).date()
     except OverflowError:
         raise Invalid("`until` is too early.", pointer="/until") from None
     return datetime.combine(first, time(), UTC)
@@ -133,7 +134,8 @@ def _continued(asked: UsageQuery, found: Question) -> Question:
     same = cursor.by == found.by and asked.since in (None, cursor.since) and asked.until in (None, cursor.until)
     if not same or any("\0" in str(key) for key in after):
         raise Invalid("The cursor is of a page with other parameters.", pointer="/after")
-    return Question(cursor.since, cursor.until, cursor.by, after)
+    since, until = (parse.in_utc(at, "/after") for at in (cursor.since, cursor.until))
+    return Question(since, until, cursor.by, after)
 
 
 def cursor(asked: Question, last: UsageRow) -> str:

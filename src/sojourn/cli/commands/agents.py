@@ -78,11 +78,11 @@ def _shown(value: Any) -> str:
 
 def versions(args: Namespace, shell: Shell) -> int:
     """Show an agent's versions, newest first."""
-    found = shell.client().get(f"/v1/agents/{segment(args.name)}/versions")
+    found = list(shell.client().pages(f"/v1/agents/{segment(args.name)}/versions"))
     if args.json:
-        shell.print_json(found)
+        shell.print_json({"data": found})
         return OK
-    rows = [(str(one["version"]), ago(one["created_at"]), one["digest"]) for one in found["data"]]
+    rows = [(str(one["version"]), ago(one["created_at"]), one["digest"]) for one in found]
     shell.out.table(("VERSION", "CREATED", "DIGEST"), rows)
     return OK
 

@@ -68,11 +68,11 @@ def _show(shell: Shell, made: dict[str, Any], *, as_json: bool) -> int:
 
 def list_keys(args: Namespace, shell: Shell) -> int:
     """Show the keys, without what they are."""
-    found = shell.client().get("/v1/keys")
+    found = list(shell.client().pages("/v1/keys"))
     if args.json:
-        shell.print_json(found)
+        shell.print_json({"data": found})
         return OK
-    rows = [_row(key) for key in found["data"]]
+    rows = [_row(key) for key in found]
     shell.out.table(("KEY", "NAME", "USER", "STATE", "EXPIRES", "LAST USED", "SCOPES"), rows)
     return OK
 

@@ -11,13 +11,13 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from sojourn.cli.client import Client, Refusal, segment
+from sojourn.cli.client import Client, Refusal
 from sojourn.cli.command import JSON, Command, Shell, flag
 from sojourn.cli.commands.clock.times import instant, seconds
 from sojourn.cli.commands.sessions import upload
 from sojourn.cli.exits import FAILED, INTERRUPTED, OF_STATUS, OK, USAGE, Stop
 from sojourn.cli.questions import Desk, headline, how
-from sojourn.cli.stream import follow
+from sojourn.cli.stream import follow, look
 from sojourn.cli.terminal import size
 from sojourn.cli.view import View, show_summary
 
@@ -113,15 +113,19 @@ def watch(client: Client, made: Json, args: Namespace, shell: Shell) -> int:
     view = View(screen)
     asks = sys.stdin is not None and sys.stdin.isatty() and shell.out.tty and not (args.no_ask or args.json)
     desk = Desk(client, run_id, screen if asks else None)
+
+    def notice(words: str) -> None:
+        shell.err.line(words, "yellow")
+
     if not args.json:
         screen.line(f"{run_id} in session {made['session_id']}", "dim")
     try:
-        for item in follow(client, run_id, fresh=True, notice=lambda words: shell.err.line(words, "yellow")):
+        for item in follow(client, run_id, fresh=True, notice=notice):
             if not args.json:
                 view.show(item)
             if desk.stuck(item):
                 break
-        ended = _fetch(client, run_id)
+        ended = look(client, run_id, notice)
     except KeyboardInterrupt:
         screen.write("" if screen.fresh else "\n")
         shell.err.line(
@@ -166,11 +170,6 @@ def _detached(made: Json, args: Namespace, shell: Shell) -> int:
         shell.out.line(made["run_id"])
         shell.err.line(f"Follow it: sojourn logs -f {made['run_id']}", "dim")
     return OK
-
-
-def _fetch(client: Client, run_id: str) -> Json:
-    found: Json = client.get(f"/v1/runs/{segment(run_id)}")
-    return found
 
 
 def _text(given: str) -> str:

@@ -12,7 +12,7 @@ from sojourn.cli.client import Refusal, segment
 from sojourn.cli.command import JSON, Command, Shell, flag
 from sojourn.cli.exits import INTERRUPTED, OF_STATUS, OK
 from sojourn.cli.questions import how
-from sojourn.cli.stream import follow
+from sojourn.cli.stream import follow, look
 from sojourn.cli.terminal import ago, money, one_line, status_style
 from sojourn.cli.view import View, show_summary
 
@@ -91,13 +91,16 @@ def get(args: Namespace, shell: Shell) -> int:
 def logs(args: Namespace, shell: Shell) -> int:
     """Show what happened in a run, and with --follow what happens. Returns the code of the run's end when it saw it."""
     client, view = shell.client(), View(shell.out)
-    path = f"/v1/runs/{segment(args.run)}"
+
+    def notice(words: str) -> None:
+        shell.err.line(words, "yellow")
+
     if not args.follow:
-        for event in client.pages(f"{path}/events", after=args.after or None):
+        for event in client.pages(f"/v1/runs/{segment(args.run)}/events", after=args.after or None):
             shell.print_json(event) if args.json else view.show(event)
         return OK
     try:
-        for item in follow(client, args.run, after=args.after, notice=lambda words: shell.err.line(words, "yellow")):
+        for item in follow(client, args.run, after=args.after, notice=notice):
             if not args.json:
                 view.show(item)
             elif "seq" in item or item["type"] == "run.quarantined":
@@ -105,7 +108,7 @@ def logs(args: Namespace, shell: Shell) -> int:
     except KeyboardInterrupt:
         shell.err.line(f"Detached. The run goes on: sojourn logs -f {args.run}", "dim")
         return INTERRUPTED
-    run = client.get(path)
+    run = look(client, args.run, notice)
     if not args.json:
         show_summary(shell.out, run)
     return OF_STATUS.get(run["status"], OK)

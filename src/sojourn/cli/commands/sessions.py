@@ -36,7 +36,9 @@ def files(args: Namespace, shell: Shell) -> int:
     if args.json:
         shell.print_json(found)
         return OK
-    shell.out.table(("SIZE", "PATH"), [_file_row(entry) for entry in found["data"]])
+    shell.table(("SIZE", "PATH"), [_file_row(entry) for entry in found["data"]], empty="There is no file.")
+    if found.get("has_more"):
+        shell.err.line("There is more than one list shows: list the folders below one by one.", "yellow")
     return OK
 
 

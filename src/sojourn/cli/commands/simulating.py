@@ -11,12 +11,14 @@ from typing import Any
 import uvloop
 
 from sojourn.cli.command import Shell
-from sojourn.cli.exits import OK, Stop
+from sojourn.cli.exits import OK, USAGE, Stop
 from sojourn.models import simulator
 
 
 def simulate(args: Namespace, shell: Shell) -> int:
-    """Run the model simulator until a signal ends it."""
+    """Run the model simulator until a signal ends it. Raises Stop for a port that is none."""
+    if not 0 <= args.port < 65536:  # uvloop would take the rest of a division
+        raise Stop("--port is a number from 0 to 65535.", USAGE)
     run(simulator.serve(args.host, args.port, script_path=args.script, seed=args.seed, log_path=args.log))
     return OK
 

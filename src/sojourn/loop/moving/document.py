@@ -23,9 +23,20 @@ DOMAIN = b"sojourn.continuation.v1\n"
 """What stands before the signed bytes, so that the signature is good for nothing else."""
 
 UNKNOWN_TYPE = "application/octet-stream"
-Digest = Annotated[str, Meta(pattern="^sha256:[0-9a-f]{64}$")]
+DIGEST = "sha256:[0-9a-f]{64}"
 ISSUER = "ed25519:[A-Za-z0-9_-]{43}"
-Issuer = Annotated[str, Meta(pattern=f"^{ISSUER}$")]
+
+
+def whole(pattern: str) -> str:
+    """Write a pattern of a text that is this and nothing else, as JSON Schema and Python both read it.
+
+    In Python `$` lets a newline pass at the end.
+    """
+    return rf"^{pattern}(?![\s\S])"
+
+
+Digest = Annotated[str, Meta(pattern=whole(DIGEST))]
+Issuer = Annotated[str, Meta(pattern=whole(ISSUER))]
 
 
 class Export(Plain, frozen=True, kw_only=True):
@@ -44,7 +55,7 @@ class Export(Plain, frozen=True, kw_only=True):
     """The archive of the session's files, among the blobs."""
     blobs: dict[Digest, Annotated[str, Meta(extra_json_schema={"contentEncoding": "base64"})]]
     """The bytes that the messages refer to, in base64."""
-    sig: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{86}$")]
+    sig: Annotated[str, Meta(pattern=whole("[A-Za-z0-9_-]{86}"))]
     """Ed25519 over "sojourn.continuation.v1", a newline, and this object without `sig` in the form of RFC 8785."""
 
 

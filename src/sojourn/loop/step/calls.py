@@ -29,7 +29,7 @@ from sojourn.loop.events import Judged, Replied, Returned
 from sojourn.loop.messages import observed, said
 from sojourn.loop.policy import Asking, Gate, Verdict, gate
 from sojourn.loop.step import taints
-from sojourn.loop.step.tree import at_frame, put
+from sojourn.loop.step.tree import at_frame, depth, put
 from sojourn.loop.step.waits import arguments, ask, asked, bound, may_run, parsed, visible
 
 DEPTH_MAX = 16
@@ -198,7 +198,7 @@ def _launch(agents: Agents, call: Call, frame: Frame, at: datetime) -> Call:
 
 
 def _begin_child(agents: Agents, call: Call, frame: Frame) -> Call:
-    if call.uid.count("/") > DEPTH_MAX:
+    if depth(call.uid) > DEPTH_MAX:
         return close(call, "failed", f"Agents are nested {DEPTH_MAX} deep, which is the limit. Do it yourself.")
     tool = agents[frame.agent.digest].tool(call.tool.name)
     assert tool is not None and tool.agent is not None

@@ -1,10 +1,15 @@
-"""One place of the tree, changed: everything else of it stays the same object."""
+"""One place of the tree: how deep it is, and the tree with it changed, where all else stays the same object."""
 
 from collections.abc import Callable
 
 from msgspec.structs import replace
 
 from sojourn.loop.continuation import Call, Frame
+
+
+def depth(id: str) -> int:
+    """Count the frames above the one of that id, which a sub-agent's has from its call."""
+    return id.rstrip("/").count("/")
 
 
 def at_frame(root: Frame, id: str, change: Callable[[Frame], Frame | None]) -> Frame | None:

@@ -20,7 +20,7 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 Whole = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
-Header = Annotated[str, msgspec.Meta(pattern="^[ -~]*$")]
+Header = Annotated[str, msgspec.Meta(pattern=r"^[ -~]*(?![\s\S])")]
 Stop = Literal["end", "tool_calls", "length", "content_filter", "refusal", "pause"]
 Place = Whole | Literal["nothing", "headers", "half", "all_but_last"]
 """How much goes out first: not even the response's head, its head alone, half, all but the last event, or n events."""

@@ -17,14 +17,15 @@ COLUMNS = """
 tenant, n, at, action, subject, operator, user_id, key_id, request_id, address, outcome, detail,
 encode(hash, 'hex') as hash
 """
-PAGE = f"""
-select {COLUMNS} from audit
-where tenant = $1 and n < $2
-    and ($3::text is null or action = $3 or split_part(action, '.', 1) = $3)
-    and ($4::text is null or user_id = $4)
-    and ($5::timestamptz is null or at >= $5) and ($6::timestamptz is null or at < $6)
-order by n desc limit $7
-"""
+PAGE = f"select {COLUMNS} from audit where tenant = $1 and n < $2 {{}} order by n desc limit $3"
+# An index answers these two; '/' comes after '.'.
+FILTERS = {
+    "action": """and action collate "C" = ${}""",
+    "noun": """and action collate "C" >= ${0} || '.' and action collate "C" < ${0} || '/'""",
+    "user": "and user_id = ${}",
+    "since": "and at >= ${}",
+    "until": "and at < ${}",
+}
 CHAIN = f"select {COLUMNS} from audit where tenant = $1 and n > $2 and n <= $3 order by n limit $4"
 HEAD = "select tenant, n, encode(hash, 'hex') as hash from audit_head where tenant = $1"
 NEWEST = 2**63 - 1
@@ -77,8 +78,17 @@ class Wanted(Plain, frozen=True, kw_only=True):
 
 async def page(conn: Connection, tenant: str, wanted: Wanted, *, before: int | None, limit: int) -> list[Entry]:
     """Read rows, the newest first."""
-    where = (wanted.action, wanted.user, wanted.since, wanted.until)
-    return [_entry(row) for row in await conn.fetch(PAGE, tenant, NEWEST if before is None else before, *where, limit)]
+    statement, where = selected(wanted)
+    rows = await conn.fetch(statement, tenant, NEWEST if before is None else before, limit, *where)
+    return [_entry(row) for row in rows]
+
+
+def selected(wanted: Wanted) -> tuple[str, list[str | datetime]]:
+    """Write the statement of a page with the filters that are given, and what they compare with."""
+    kind = "action" if "." in (wanted.action or "") else "noun"
+    asked = {kind: wanted.action, "user": wanted.user, "since": wanted.since, "until": wanted.until}
+    given = {name: value for name, value in asked.items() if value is not None}
+    return PAGE.format(" ".join(FILTERS[name].format(n) for n, name in enumerate(given, 4))), [*given.values()]
 
 
 async def chain(conn: Connection, head: Head, *, after: int, limit: int) -> list[Entry]:

@@ -19,8 +19,8 @@ from sojourn.store.stops.orders import Stop
 
 SHOWN = 20
 """So many of what is left are named."""
-LEASES_MAX = 1000
-"""The snapshots of so many held runs are looked into."""
+LEASES_MAX, BATCH = 1000, 50
+"""The snapshots of so many held runs are looked into, and so many are in memory at a time."""
 
 STATUSES = f"""
 select r.status, count(*) as runs from stopped_run x join run r on r.tenant = x.tenant and r.id = x.run_id
@@ -36,7 +36,8 @@ HELD = f"""
 select r.id, r.snapshot, coalesce(lease_heard_at(r.id), now()) as heard_at, now() as at
 from stop s join run r on {NAMES_RUN}
 where s.tenant = $1 and s.id = $2 and r.finished_at is null and r.lease_worker is not null
-order by r.id limit {LEASES_MAX}
+    and r.id > $3
+order by r.id limit $4
 """
 HELD_BY_ALL = HELD.replace("lease_heard_at(r.id)", "(select seen_at from worker where id = r.lease_worker)")
 SANDBOXES = f"""
@@ -80,26 +81,37 @@ async def report(conn: Connection, stop: Stop, *, operator: bool = False) -> Rep
     unfinished = await conn.fetch(UNFINISHED, *key)
     if stop.mode == "hold":
         unfinished = [row for row in unfinished if row["status"] == "running"]
-    held = await conn.fetch(HELD_BY_ALL if operator else HELD, *key)
+    leased, calls = await _leased(conn, HELD_BY_ALL if operator else HELD, key)
     sandboxes = await conn.fetch(SANDBOXES, *key)
     waiting = [
         Left(kind="run", id=run_id, why="no worker has come to end it; it holds nothing meanwhile")
         for row in unfinished if row["status"] != "running" for run_id in row["some"]
     ]  # fmt: skip
-    leased = [Left(kind="run", id=row["id"], why=_why(row["heard_at"], row["at"])) for row in held]
     open_ = [Left(kind="sandbox", id=row["id"], why=f"a worker on {row['host']} puts it away") for row in sandboxes]
     return Report(
         hit=hit,
         runs=sum(row["runs"] for row in unfinished),
         leases=sum(row["runs"] for row in unfinished if row["status"] == "running"),
-        calls=await asyncio.to_thread(_calls, held),
+        calls=calls,
         sandboxes=sandboxes[0]["all"] if sandboxes else 0,
         left=(*leased[:SHOWN], *waiting[:SHOWN], *open_),
     )
 
 
+async def _leased(conn: Connection, statement: str, key: tuple[str, str]) -> tuple[list[Left], int]:
+    """Name the runs that workers hold, and count the calls that they have begun."""
+    leased: list[Left] = []
+    calls, after, more = 0, "", True
+    while more and len(leased) < LEASES_MAX:
+        held = await conn.fetch(statement, *key, after, BATCH)
+        calls += await asyncio.to_thread(_calls, held)
+        leased += [Left(kind="run", id=row["id"], why=_why(row["heard_at"], row["at"])) for row in held]
+        after, more = held[-1]["id"] if held else "", len(held) == BATCH
+    return leased, calls
+
+
 def _calls(held: Sequence[asyncpg.Record]) -> int:
-    """Count the calls that held runs have begun: a thousand snapshots take a while."""
+    """Count the calls that held runs have begun: their snapshots take a while."""
     return sum(len(in_flight(thaw(row["snapshot"]), row["at"])) for row in held)
 
 

@@ -96,7 +96,7 @@ async def add_version(
     if live is None:
         raise _missing(agent.name)
     if replace(agent, version=live["live_version"]) == _agent.decode(live["spec"]):
-        return _version(await conn.fetchrow(f"{VERSIONS} and version = $2", agent.name, live["live_version"])), False
+        return await version(conn, agent.name, live["live_version"]), False
     added = replace(agent, version=live["last_version"] + 1)
     await pin(conn, [added, *subs])
     return _version(await conn.fetchrow(ADD, agent.name, added.version, digest(added), by)), True
@@ -116,12 +116,20 @@ async def page(conn: Connection, *, after: str | None = None, limit: int = 50) -
     return [AgentRow(**row) for row in rows]
 
 
-async def versions(conn: Connection, name: str) -> list[VersionRow]:
-    """Read all versions of an agent, newest first. Raises NotFound."""
-    rows = await conn.fetch(f"{VERSIONS} order by version desc", name)
-    if not rows:
-        raise _missing(name)
-    return [_version(row) for row in rows]
+async def version(conn: Connection, name: str, number: int) -> VersionRow:
+    """Read one version of an agent. Raises NotFound."""
+    row = await conn.fetchrow(f"{VERSIONS} and version = $2", name, number)
+    if row is None:
+        raise NotFound(f"There is no version {number} of an agent {name}.")
+    return _version(row)
+
+
+async def versions(
+    conn: Connection, name: str, *, before: int | None = None, limit: int | None = None
+) -> list[VersionRow]:
+    """Read versions of an agent, newest first."""
+    older = "and ($2::int is null or version < $2) order by version desc limit $3"
+    return [_version(row) for row in await conn.fetch(f"{VERSIONS} {older}", name, before, limit)]
 
 
 async def set_live(conn: Connection, name: str, version: int, *, expected: int | None = None) -> AgentRow:

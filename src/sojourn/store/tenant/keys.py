@@ -4,13 +4,14 @@ The rule: the database checks a key and mints the handle, and it alone lets a ke
 """
 
 import hashlib
+import re
 import secrets
 from collections.abc import Collection
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import asyncpg  # type: ignore[import-untyped]
 
-from sojourn.errors import Conflict, Forbidden, NotFound, Unauthenticated
+from sojourn.errors import Conflict, Forbidden, Invalid, NotFound, Unauthenticated
 from sojourn.store.audit import writing as audit
 from sojourn.store.audit.operator import operator
 from sojourn.store.audit.writing import Act
@@ -25,6 +26,9 @@ ROWS = """
 select id, prefix, user_id, name, scopes, created_at, expires_at, revoked_at, last_used_at, replaced_by
 from api_key where tenant = (select scope_tenant())
 """
+PAGE = f"{ROWS} and (created_at, id) < ($1, $2) order by created_at desc, id desc limit $3"
+CURSOR = re.compile(r"([0-9]{1,17})\.([A-Za-z0-9_-]{1,64})")
+EPOCH, MICROSECOND = datetime.fromtimestamp(0, UTC), timedelta(microseconds=1)
 
 TENANT, LOCAL_KEY = "default", "first key"
 RECOVER = """
@@ -80,9 +84,21 @@ async def get(conn: Connection, key_id: str) -> KeyRow:
     return _row(row)
 
 
-async def page(conn: Connection) -> list[KeyRow]:
-    """Read the tenant's keys, newest first."""
-    return [_row(row) for row in await conn.fetch(f"{ROWS} order by created_at desc, id")]
+async def page(conn: Connection, *, after: str | None = None, limit: int = 50) -> tuple[list[KeyRow], str | None]:
+    """Read a page of the tenant's keys, newest first, and the cursor of the next one. Raises Invalid for no cursor."""
+    found = [_row(row) for row in await conn.fetch(PAGE, *_place(after), limit + 1)]
+    rows, more = found[:limit], len(found) > limit
+    return rows, f"{(rows[-1].created_at - EPOCH) // MICROSECOND}.{rows[-1].id}" if more else None
+
+
+def _place(cursor: str | None) -> tuple[datetime, str]:
+    """The time and the id of the key that a page begins after; keys of one moment have no other order."""
+    if cursor is None:
+        return datetime.max.replace(tzinfo=UTC), ""
+    match = CURSOR.fullmatch(cursor)
+    if match is None:
+        raise Invalid("This is no cursor of such a page.", pointer="/after")
+    return EPOCH + int(match[1]) * MICROSECOND, match[2]
 
 
 async def revoke(conn: Connection, key_id: str) -> None:

@@ -15,6 +15,7 @@ from sojourn.loop.continuation import Call, Continuation, Frame, frames
 from sojourn.loop.effects import CallModel, Effect
 from sojourn.loop.events import Judged as CallJudged
 from sojourn.loop.events import Noted, Replied
+from sojourn.loop.step.tree import depth
 from sojourn.loop.step.waits import arguments
 from sojourn.models.model import Delta
 from sojourn.worker.parts import Parts, Place
@@ -122,8 +123,7 @@ class Calls:
         return said
 
     def _origin(self, frame: Frame) -> Origin:
-        depth = frame.id.rstrip("/").count("/")
-        return Origin(self._place.tenant, self._place.user, frame.agent.name, depth)
+        return Origin(self._place.tenant, self._place.user, frame.agent.name, depth(frame.id))
 
     def _say(self, call: Call, judged: Judged) -> CallJudged:
         strictest = [found for found in judged.found if found.then == judged.verdict]

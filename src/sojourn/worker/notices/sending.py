@@ -17,7 +17,7 @@ from sojourn.store.notices.deliveries import Delivery
 from sojourn.store.notices.rules import Thresholds
 from sojourn.worker.notices.outgoing import Outgoing
 from sojourn.worker.parts import Parts
-from sojourn.worker.stop import ended
+from sojourn.worker.shutdown import ended
 
 log = logging.getLogger("sojourn.worker")
 

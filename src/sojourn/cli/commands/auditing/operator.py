@@ -4,22 +4,18 @@ The rule: it shows the rows exactly as the API would, so that one verifier is en
 """
 
 from argparse import Namespace
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
 
-from sojourn import settings, wiring
 from sojourn.cli.command import Shell
 from sojourn.cli.commands.auditing import log
 from sojourn.cli.commands.simulating import run
 from sojourn.cli.exits import USAGE, Stop
+from sojourn.cli.owner import owning
 from sojourn.store.audit import reading
-from sojourn.store.audit.operator import operator
 from sojourn.store.audit.reading import Wanted
 from sojourn.store.audit.writing import EVERYBODY
-from sojourn.store.db import Connection
 
 LIMIT_MAX = 10_000
 
@@ -31,7 +27,7 @@ def list_(args: Namespace, shell: Shell) -> int:
         raise Stop(f"--limit is a number from 1 to {LIMIT_MAX}.", USAGE)
 
     async def rows() -> list[Any]:
-        async with _reading(args, shell) as conn:
+        async with owning(args, shell, readonly=True) as conn:
             return await reading.page(conn, EVERYBODY, wanted, before=None, limit=args.limit)
 
     return log.listed(msgspec.to_builtins(run(rows())), args, shell)
@@ -55,24 +51,14 @@ def head(args: Namespace, shell: Shell) -> int:
     """Show where the chain ends."""
 
     async def found() -> Any:
-        async with _reading(args, shell) as conn:
+        async with owning(args, shell, readonly=True) as conn:
             return await reading.head(conn, EVERYBODY)
 
     return log.headed(msgspec.to_builtins(run(found())), args, shell)
 
 
 async def _lines(args: Namespace, shell: Shell, after: int = 0) -> list[dict[str, Any]]:
-    async with _reading(args, shell) as conn:
+    async with owning(args, shell, readonly=True) as conn:
         end = await reading.head(conn, EVERYBODY)
         rows = await reading.chain(conn, end, after=after, limit=end.n)
     return [*msgspec.to_builtins(rows), {"head": msgspec.to_builtins(end)}]
-
-
-@asynccontextmanager
-async def _reading(args: Namespace, shell: Shell) -> AsyncIterator[Connection]:
-    """Lend a transaction that reads the operator's chain."""
-    async with (
-        wiring.existing_database(settings.load(shell.environ_for(args))) as database,
-        operator(database, readonly=True) as conn,
-    ):
-        yield conn

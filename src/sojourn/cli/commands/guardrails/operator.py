@@ -5,24 +5,23 @@ The rule: rules are checked here as the API checks a tenant's; running processes
 
 import re
 from argparse import Namespace
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
 
-from sojourn import settings, wiring
+from sojourn import wiring
 from sojourn.api.guardrails import shapes
 from sojourn.api.patterns import NAME
 from sojourn.cli.command import Shell
 from sojourn.cli.commands.guardrails.rails import show_each, show_list
 from sojourn.cli.commands.simulating import run
 from sojourn.cli.exits import OK
+from sojourn.cli.owner import owning
 from sojourn.errors import Invalid
 from sojourn.guardrails import rules
 from sojourn.guardrails.policies import cedar
 from sojourn.store import guardrails as store
 from sojourn.store.audit import writing as audit
-from sojourn.store.audit.operator import operator
 from sojourn.store.audit.writing import Act
 from sojourn.store.db import Connection
 
@@ -31,7 +30,12 @@ Json = dict[str, Any]
 
 def page(args: Namespace, shell: Shell) -> int:
     """Show what is in force."""
-    found = [_seen(row) for row in _done(args, shell, lambda conn: store.page(conn, store.EVERYBODY))]
+
+    async def read() -> list[store.Version]:
+        async with owning(args, shell, readonly=True) as conn:
+            return await store.page(conn, store.EVERYBODY)
+
+    found = [_seen(row) for row in run(read())]
     shell.print_json({"data": found}) if args.json else show_list(found, shell)
     return OK
 
@@ -39,12 +43,13 @@ def page(args: Namespace, shell: Shell) -> int:
 def show(args: Namespace, shell: Shell) -> int:
     """Show one guardrail, or all its versions."""
 
-    async def work(conn: Connection) -> list[store.Version]:
-        if args.versions:
-            return await store.versions(conn, store.EVERYBODY, args.name)
-        return [await store.get(conn, store.EVERYBODY, args.name)]
+    async def read() -> list[store.Version]:
+        async with owning(args, shell, readonly=True) as conn:
+            if args.versions:
+                return await store.versions(conn, store.EVERYBODY, args.name)
+            return [await store.get(conn, store.EVERYBODY, args.name)]
 
-    found = [_seen(row) for row in _done(args, shell, work)]
+    found = [_seen(row) for row in run(read())]
     shell.print_json({"data": found} if args.versions else found[0]) if args.json else show_each(found, shell)
     return OK
 
@@ -59,14 +64,15 @@ def put(args: Namespace, shell: Shell) -> int:
         raise Invalid(f"The rules cannot be read: {error}.") from None
     rules.check(spec, cedar.installed())
 
-    async def work(conn: Connection) -> store.Version:
+    async def work() -> store.Version:
         by = wiring.operator()
-        made, new = await store.put(conn, store.EVERYBODY, args.name, spec=rules.encode(spec), by=by)
-        if new:
-            await _noted(conn, made, "guardrail.set")
+        async with owning(args, shell) as conn:
+            made, new = await store.put(conn, store.EVERYBODY, args.name, spec=rules.encode(spec), by=by)
+            if new:
+                await _noted(conn, made, "guardrail.set")
         return made
 
-    made = _done(args, shell, work)
+    made = run(work())
     told = f"{made.name} is version {made.version}; every run of every tenant is judged by it within a second"
     shell.print_json(_seen(made)) if args.json else shell.out.line(told)
     return OK
@@ -75,25 +81,15 @@ def put(args: Namespace, shell: Shell) -> int:
 def end(args: Namespace, shell: Shell) -> int:
     """Take a guardrail out of force."""
 
-    async def work(conn: Connection) -> store.Version:
-        ended = await store.end(conn, store.EVERYBODY, args.name, by=wiring.operator())
-        await _noted(conn, ended, "guardrail.end")
+    async def work() -> store.Version:
+        async with owning(args, shell) as conn:
+            ended = await store.end(conn, store.EVERYBODY, args.name, by=wiring.operator())
+            await _noted(conn, ended, "guardrail.end")
         return ended
 
-    ended = _done(args, shell, work)
+    ended = run(work())
     shell.print_json(_seen(ended)) if args.json else shell.out.line(f"{args.name} is out of force; its versions stay")
     return OK
-
-
-def _done(args: Namespace, shell: Shell, work: Callable[[Connection], Awaitable[Any]]) -> Any:
-    """What the work gives, done with the installation's database."""
-    using = settings.load(shell.environ_for(args))
-
-    async def opened() -> Any:
-        async with wiring.existing_database(using) as database, operator(database) as conn:
-            return await work(conn)
-
-    return run(opened())
 
 
 def _seen(row: store.Version) -> Json:

@@ -10,10 +10,11 @@ from typing import Any
 
 import msgspec
 
-from sojourn import settings, wiring
+from sojourn import wiring
 from sojourn.cli.command import Shell
 from sojourn.cli.commands.simulating import run
 from sojourn.cli.exits import FAILED, OK, USAGE, Stop
+from sojourn.cli.owner import owned, owning
 from sojourn.cli.terminal import ago
 from sojourn.store import stops as store
 from sojourn.store.audit import writing as audit
@@ -23,70 +24,80 @@ from sojourn.store.db import Connection, Database
 from sojourn.store.tenant.keys import TENANT
 
 POLL_S = 0.5
+LIMIT_MAX = 10_000
 
 
 def stop(args: Namespace, shell: Shell) -> int:
     """Make a stop, and wait for it where that is asked for."""
     new = _wanted(args)
 
-    async def work(database: Database) -> int:
-        async with operator(database) as conn:
-            made = await store.make(conn, new, stop_id=wiring.new_id("stp"), by=wiring.operator(), operator=True)
-            await _noted(conn, made, "stop.create")
-        report = await _progress(database, made)
-        if not args.json:
-            shell.out.line(f"{made.id} is in force")
-        if args.wait:
-            report = await _settled(database, made, args, shell)
+    async def work() -> int:
+        async with owned(args, shell) as database:
+            async with operator(database) as conn:
+                made = await store.make(conn, new, stop_id=wiring.new_id("stp"), by=wiring.operator(), operator=True)
+                await _noted(conn, made, "stop.create")
+            report = await _progress(database, made)
+            if not args.json:
+                shell.out.line(f"{made.id} is in force")
+            if args.wait:
+                report = await _settled(database, made, args, shell)
         if args.json:
             shell.print_json(_seen(made, report))
         elif args.wait or report.settled:
             shell.out.line("Nothing is left." if report.settled else "Something is left.", "bold")
         return OK if report.settled or not args.wait else FAILED
 
-    return _with_database(args, shell, work)
+    return int(run(work()))
 
 
 def stops(args: Namespace, shell: Shell) -> int:
-    """List stops, or show one."""
+    """List stops, or show one. Raises Stop for a limit that is none."""
+    if not 1 <= args.limit <= LIMIT_MAX:
+        raise Stop(f"--limit is a number from 1 to {LIMIT_MAX}.", USAGE)
+    return int(run(_shown(args, shell) if args.stop else _listed(args, shell)))
 
-    async def work(database: Database) -> int:
+
+async def _shown(args: Namespace, shell: Shell) -> int:
+    async with owned(args, shell) as database:
         async with operator(database, readonly=True) as conn:
-            if args.stop:
-                made = await store.get(conn, args.stop)
-            else:
-                found = await store.page(conn, lifted=args.all, limit=1000)
-        if not args.stop:
-            if args.json:
-                shell.print_json({"data": [_seen(one) for one in found]})
-            else:
-                rows = [(one.id, _what(one), one.mode, ago(one.created_at.isoformat()), _state(one)) for one in found]
-                none = "No stop was ever made." if args.all else "No stop is in force; --all lists those that were."
-                shell.table(("STOP", "WHAT", "MODE", "SINCE", "STATE"), rows, empty=none)
-            return OK
+            made = await store.get(conn, args.stop)
         report = await _progress(database, made)
-        if args.json:
-            shell.print_json(_seen(made, report))
-        else:
-            shell.out.line(f"{made.id}  {_what(made)}  {made.mode}  {_state(made)}")
-            shell.out.line(f"  {made.reason}" if made.reason else f"  made by {made.made_by}")
-            _show(report, shell)
-        return OK
+    if args.json:
+        shell.print_json(_seen(made, report))
+    else:
+        shell.out.line(f"{made.id}  {_what(made)}  {made.mode}  {_state(made)}")
+        shell.out.line(f"  {made.reason}" if made.reason else f"  made by {made.made_by}")
+        _show(report, shell)
+    return OK
 
-    return _with_database(args, shell, work)
+
+async def _listed(args: Namespace, shell: Shell) -> int:
+    async with owning(args, shell, readonly=True) as conn:
+        found = await store.page(conn, lifted=args.all, limit=args.limit + 1)
+    more, found = len(found) > args.limit, found[: args.limit]
+    if args.json:
+        shell.print_json({"data": [_seen(one) for one in found], "has_more": more})
+        return OK
+    rows = [(one.id, _what(one), one.mode, ago(one.created_at.isoformat()), _state(one)) for one in found]
+    none = "No stop was ever made." if args.all else "No stop is in force; --all lists those that were."
+    shell.table(("STOP", "WHAT", "MODE", "SINCE", "STATE"), rows, empty=none)
+    if more:
+        shell.err.line("There are older ones: --limit N shows so many.", "dim")
+    return OK
 
 
 def lift(args: Namespace, shell: Shell) -> int:
     """Lift a stop."""
 
-    async def work(database: Database) -> int:
-        async with operator(database) as conn:
+    async def work() -> store.Stop:
+        async with owning(args, shell) as conn:
             made = await store.lift(conn, args.stop, by=wiring.operator())
             await _noted(conn, made, "stop.lift")
-        shell.print_json(_seen(made)) if args.json else shell.out.line(f"{made.id} is lifted")
-        return OK
+        return made
 
-    return _with_database(args, shell, work)
+    made = run(work())
+    shell.print_json(_seen(made)) if args.json else shell.out.line(f"{made.id} is lifted")
+    return OK
 
 
 def _wanted(args: Namespace) -> store.NewStop:
@@ -103,17 +114,6 @@ def _wanted(args: Namespace) -> store.NewStop:
     if not args.tenant:
         raise Stop("Say what to stop: --run, --session, --agent, --user, --tenant or --all.", USAGE)
     return store.NewStop(tenant=args.tenant, what="tenant", mode=mode, reason=args.reason)
-
-
-def _with_database(args: Namespace, shell: Shell, work: Any) -> int:
-    """Do the work with the installation's database."""
-
-    async def opened() -> int:
-        async with wiring.existing_database(settings.load(shell.environ_for(args))) as database:
-            code: int = await work(database)
-            return code
-
-    return int(run(opened()))
 
 
 async def _progress(database: Database, made: store.Stop) -> store.Report:

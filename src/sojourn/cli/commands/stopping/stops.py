@@ -49,6 +49,7 @@ COMMANDS = {
         flags=(
             flag("stop", metavar="STOP", nargs="?", help="show this one, and what is left"),
             flag("--all", action="store_true", help="those that were lifted, too"),
+            flag("--limit", metavar="N", type=int, default=200, help="how many, the newest first (200)"),
             DATA_DIR,
             JSON,
         ),

@@ -7,7 +7,7 @@ from contextlib import suppress
 AGAIN_S = 1.0
 
 
-class Stop:
+class Shutdown:
     """Told once to end in good order, and a second time to be quick about it."""
 
     def __init__(self) -> None:
