@@ -19,6 +19,7 @@ from msgspec import Meta
 
 from sojourn.errors import Invalid
 from sojourn.identity.issuers import Issuer
+from sojourn.loop.budget import DEPTH_MAX
 from sojourn.loop.continuation import Flow
 from sojourn.loop.policy import Verdict
 from sojourn.models.model import Endpoint, TimeOuts
@@ -144,6 +145,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     steps_default: Count = 75
     active_s_default: Seconds = 3600.0
+    depth_max: Annotated[int, Meta(ge=0, le=DEPTH_MAX)] = DEPTH_MAX
+    """How deep agents and runs may let sub-agents be nested."""
 
     worker_runs_max: Count = 200
     """Runs that one worker process drives at the same time."""

@@ -119,12 +119,25 @@ async def test_run_sends_what_the_flags_say(api: ScriptedApi, sojourn: Console, 
     api.run()
     (tmp_path / "system.md").write_text("Be brief.")
     flags = ("--model", "a:x", "--model", "b:y", "--system", f"@{tmp_path}/system.md", "--tool", "shell,python")
-    result = await sojourn("run", "the goal", *flags, "--tool", "list_files", "--max-steps", "5", "--detach")
+    result = await sojourn(
+        "run",
+        "the goal",
+        *flags,
+        "--tool",
+        "list_files",
+        "--max-steps",
+        "5",
+        "--limit",
+        "wall_s=60.5",
+        "--limit",
+        "on_exhaust=suspend",
+        "--detach",
+    )
     assert (result.code, result.out) == (0, "run_1\n")
     assert api.seen[-1].json == {
         "agent": {"models": ["a:x", "b:y"], "system": "Be brief.", "tools": ["shell", "python", "list_files"]},
         "input": "the goal",
-        "limits": {"steps": 5},
+        "limits": {"steps": 5, "wall_s": 60.5, "on_exhaust": "suspend"},
     }
     result = await sojourn(
         "run", "-", "--agent", "reviewer", "--session", "ses_1", "--detach", "--json", stdin=b"piped"

@@ -69,10 +69,13 @@ class Audit:
             tool = next(call.tool.name for call in every_call(before.root) if call.uid == event.call)
             read[event.call.rpartition("/")[0] or "/"] |= set(floor.tools.get(tool, Flow()).taints)
         for gone in sorted(set(old) - set(new), key=len, reverse=True):
-            if not (isinstance(event, ev.Judged) and gone.startswith(event.call)):
+            if isinstance(event, ev.Judged) and gone == event.call:
+                self._charge(gone.rpartition("/")[0] or "/", children=-1)
+            else:
                 read[gone.rpartition("/")[0] or "/"] |= read[gone]
         for begun in sorted(set(new) - set(old), key=len):
             read[begun] = set(read[begun.rpartition("/")[0] or "/"])
+            self._charge(begun.rpartition("/")[0] or "/", children=1)
 
     def _sent(self) -> None:
         """Find the calls that were let run beforehand for what they send."""

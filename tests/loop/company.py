@@ -61,7 +61,7 @@ ACCOUNTS = Agent(
         ),
         barrier=True,
     ),
-    limits=Limits(steps=4, on_exhaust="suspend"),
+    limits=Limits(steps=4, children=3, on_exhaust="suspend"),
     suspend=Suspend(every_turns=2),
 )
 ROOT = Agent(

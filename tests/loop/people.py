@@ -115,7 +115,7 @@ class Planned:
 
     def _more(self, wait: Wait) -> Any:
         """Limits with room in them."""
-        return replace(self.world.limits, steps=100, usd_micros=100_000, tool_calls=None, active_s=1e6)
+        return replace(self.world.limits, steps=100, usd_micros=100_000, tool_calls=None, active_s=1e6, wall_s=None)
 
 
 class Wild:

@@ -8,6 +8,7 @@ Of 1, 9, 17 and 18 the machine's side is here; the worker, the store and the exp
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -16,8 +17,21 @@ from tests.loop.company import AGENTS, INITIATOR
 from sojourn.loop import events as ev
 from sojourn.loop.agent import digest
 from sojourn.loop.budget import Held, Limits, Spent
-from sojourn.loop.continuation import Call, Continuation, Floor, Flow, Frame, Wait, detach, frames, fresh, path, pending
+from sojourn.loop.continuation import (
+    Call,
+    Continuation,
+    Floor,
+    Flow,
+    Frame,
+    Wait,
+    detach,
+    frames,
+    fresh,
+    path,
+    pending,
+)
 from sojourn.loop.machine import apply, due, in_flight, link, phase, wake_at
+from sojourn.loop.step.budgets import began
 from sojourn.loop.step.decisions import refusal
 from sojourn.loop.step.taints import read
 
@@ -240,12 +254,23 @@ def rule_11_no_limit_is_passed(seen: Seen) -> bool:
         limits = state.limits if whole else frame.limits
         spent = state.spent if whole else frame.spent
         books = seen.books.spent.get(frame.id, Spent())
-        counted = ("steps", "tool_calls", "input_tokens", "output_tokens", "usd_micros", "active_ms")
+        counted = ("steps", "tool_calls", "input_tokens", "output_tokens", "usd_micros", "active_ms", "children")
         if limits is None or any(getattr(spent, name) != getattr(books, name) for name in counted):
             return False
-        if not frame.ended and not _within(frame, limits, spent):
+        if not frame.ended and not (_within(frame, limits, spent) and _in_time(seen, frame, limits)):
             return False
-    return True
+    return all(frame.id.rstrip("/").count("/") <= state.limits.depth for frame in frames(state.root))
+
+
+def _in_time(seen: Seen, frame: Frame, limits: Limits) -> bool:
+    """Whether its wall time is not over, or somebody is asked; and whoever sleeps over it is woken."""
+    if limits.wall_s is None or (isinstance(seen.event, ev.ModelLost) and seen.event.given_up):
+        return True
+    end = began(seen.after, frame) + timedelta(seconds=limits.wall_s)
+    turn, wake = frame.turn, wake_at(seen.after)
+    if limits.on_exhaust == "suspend" and (frame.wait is not None or turn.sent or turn.not_before is not None):
+        return True
+    return seen.event.at < end and wake is not None and wake <= end
 
 
 def _within(frame: Frame, limits: Limits, spent: Spent) -> bool:
@@ -255,6 +280,7 @@ def _within(frame: Frame, limits: Limits, spent: Spent) -> bool:
         (limits.steps, spent.steps + len(sent)),
         (limits.tool_calls, spent.tool_calls),
         (limits.usd_micros, spent.usd_micros + held.usd_micros),
+        (limits.children, spent.children),
         (limits.active_s if limits.on_exhaust == "fail" else None, spent.active_ms / 1000 - 1e-3),
     )
     return all(limit is None or used <= limit for limit, used in pairs)

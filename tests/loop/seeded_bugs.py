@@ -29,7 +29,7 @@ class Bug(NamedTuple):
 settle, finish, intend, settle_call, lose = ending.settle, calls.finish, calls.intend, ending._settle_call, calls.lose
 put, charged, open_call, decide_frame = decisions.put, budgets._charged, calls.open_call, decisions._decide_frame
 refusal, again, judge, charge = decisions.refusal, replies.again, calls.judge, budgets.charge
-begin_child = calls._begin_child
+begin_child, nest, exhausted, deadline = calls._begin_child, budgets._nest, budgets.exhausted, budgets.deadline
 numbers = itertools.count()
 
 
@@ -151,9 +151,21 @@ def forgets_with_the_step(frame: Frame) -> Frame:
     return replace(settled, taints=frame.taints) if settled.state != frame.state else settled
 
 
-def begins_a_child_that_knows_nothing(agents: Any, call: Any, frame: Any) -> Any:
-    begun = begin_child(agents, call, frame)
+def begins_a_child_that_knows_nothing(agents: Any, call: Any, frame: Any, at: Any) -> Any:
+    begun = begin_child(agents, call, frame, at)
     return replace(begun, child=replace(begun.child, taints=())) if begun.child else begun
+
+
+def looks_at_no_clock(limits: Any, spent: Any, *, since: Any, at: Any) -> Any:
+    return exhausted(limits, spent, since=since, at=since)
+
+
+def sleeps_through_the_end(continuation: Any) -> Any:
+    return deadline(replace(continuation, limits=replace(continuation.limits, wall_s=None)))
+
+
+def begins_as_many_as_are_asked_for(pool: Any, depth: int) -> Any:
+    return nest(pool, depth)._replace(left=9)
 
 
 BUGS = {
@@ -179,6 +191,9 @@ BUGS = {
     "parallel sub-agents do not see each other's steps": Bug({"rule_11"}, budgets, "take_step", lambda pools: Room()),
     "what is set aside is forgotten": Bug({"rule_11"}, budgets, "announced", lambda whole, event, frame: whole),
     "sub-agents cost nothing": Bug({"rule_11"}, budgets, "_charged", charges_the_run_alone),
+    "sub-agents begin without end": Bug({"rule_11"}, budgets, "_nest", begins_as_many_as_are_asked_for),
+    "nobody looks at the clock": Bug({"rule_11"}, budgets, "exhausted", looks_at_no_clock),
+    "a run sleeps through its end": Bug({"rule_11"}, budgets, "deadline", sleeps_through_the_end),
     "a rule of suspension never counts to its end": Bug({"rule_12"}, pauses, "_due", lambda *_: None),
     "a rule of suspension counts on": Bug({"rule_12"}, decisions, "_decide_frame", counts_turns_from_nowhere),
     "the chain leaves out the event": Bug({"rule_13"}, machine, "link", lambda head, event: head + "x"),

@@ -315,7 +315,7 @@ def _forgets_the_intent(call, run_id, at):  # type: ignore[no-untyped-def]
     return replace(RIGHT["intend"](call, run_id, at), attempts=())
 
 
-def _drops_a_child(agents, call, frame):  # type: ignore[no-untyped-def]
+def _drops_a_child(agents, call, frame, at):  # type: ignore[no-untyped-def]
     return calls.close(call, "failed", "nobody was there")
 
 

@@ -33,6 +33,7 @@ from sojourn.errors import SojournError, UnknownFormat, Unreadable
 from sojourn.identity import seal
 from sojourn.loop import events as ev
 from sojourn.loop.agent import Agent, digest, ref
+from sojourn.loop.budget import Limits
 from sojourn.loop.continuation import VERSION, Call, Frame, ToolRef, frames
 from sojourn.loop.messages import Native, Reasoning, ToolCall, ToolResult
 from sojourn.loop.moving import document, reading
@@ -176,11 +177,11 @@ def test_a_number_beyond_all_numbers_is_none() -> None:
 
 def tower(levels: int) -> Tree:
     """An agent that calls itself, so many levels below the root."""
-    leaf = agent("leaf")
-    chain = [leaf]
+    unbound = Limits(depth=99)
+    chain = [agent("leaf", limits=unbound)]
     for _ in range(levels):
-        chain.append(agent("a", starts(chain[-1])))
-    run = Tree(*reversed(chain))
+        chain.append(agent("a", starts(chain[-1]), limits=unbound))
+    run = Tree(*reversed(chain), limits=unbound)
     for level in range(levels):
         below = chain[levels - level - 1]
         frame = [frame.id for frame in frames(run.root)][-1]
@@ -310,6 +311,8 @@ HELPER = digest(agent("helper"))
         (put("not json", *ROOT, "calls", 1, "args_effective"), "unreadable"),
         (put("/0.1", *ROOT, "calls", 0, "child", "id"), "unreadable"),
         (drop(*ROOT, "calls", 2, "result"), "unreadable"),
+        (put("2027-01-01T00:00:00Z", *ROOT, "calls", 0, "child", "since"), "unreadable"),
+        (put(-1.0, "continuation", "limits", "wall_s"), "unreadable"),
         (put({}, "agents"), "missing_pin"),
         (put({"name": "helper", "models": ["sim:one"]}, "agents", HELPER), "missing_pin"),
         (drop("blobs", blob_name(WORKSPACE)), "bad_blob"),
@@ -318,7 +321,7 @@ HELPER = digest(agent("helper"))
         (put("no base64!", "blobs", blob_name(WORKSPACE)), "bad_blob"),
         (put("AAAA", "blobs", "sha256:" + "0" * 64), "bad_blob"),
     ],
-    ids=range(24),
+    ids=range(26),
 )
 def test_what_no_run_of_ours_looks_like_is_refused_whoever_signed_it(change: Callable[[Any], None], code: str) -> None:
     found = nested()

@@ -93,7 +93,9 @@ def _claimable(world: World) -> bool:
 
 
 def planned(seed: int, *, die_at: int = 0, trouble: float = 0.0) -> World:
-    world = World(seed, die_at)
+    depth, late = (8, 8, 8, 1)[draw(seed, "depth") % 4], draw(seed, "wall") % 3 == 0
+    wall_s, on_exhaust = (20.0, "suspend") if late else (None, "fail")
+    world = World(seed, die_at, limits=Limits(steps=100, depth=depth, wall_s=wall_s, on_exhaust=on_exhaust))
     live(world, Planned(world), trouble=trouble)
     return world
 
@@ -104,6 +106,9 @@ def wild(seed: int) -> World:
         tool_calls=(None, 3, 8)[draw(seed, "calls") % 3],
         usd_micros=(None, 33, 14)[draw(seed, "money") % 3],
         active_s=(None, 300.0, 900.0)[draw(seed, "time") % 3],
+        wall_s=(None, None, 1500.0, 120.0)[draw(seed, "wall") % 4],
+        depth=(8, 8, 8, 1)[draw(seed, "depth") % 4],
+        children=(100, 100, 3)[draw(seed, "children") % 3],
         on_exhaust=("suspend", "fail")[draw(seed, "exhaust") % 2],
     )
     world = World(seed, limits=limits, pace=(0, 0.4, 1, 3), floor=FLOORS[seed // 6 % 2] if seed % 6 == 3 else None)

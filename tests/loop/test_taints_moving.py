@@ -103,7 +103,7 @@ def test_another_try_from_an_earlier_step_has_read_what_the_tree_had() -> None:
 
 
 def test_what_is_tainted_needs_a_release_that_knows_it_and_nothing_else_does() -> None:
-    assert [needed(clerk()), needed(Agent(name="a", models=())), LEVEL] == [4, 0, 4]
+    assert [needed(clerk()), needed(Agent(name="a", models=()))] == [4, 0] and LEVEL >= 4
     assert needed(Agent(name="a", models=(), policy=Policy(outward="allow"))) == 4
     run = Run(Agent(name="a", models=("sim:a",), tools=(Tool(name="look"),)))
     assert needed(run.state) == 0

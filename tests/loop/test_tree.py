@@ -199,17 +199,19 @@ def test_a_spent_budget_of_calls_lets_the_last_ones_come_home() -> None:
     assert run.phase == "failed"
 
 
-def test_agents_are_nested_sixteen_deep_and_no_deeper() -> None:
-    loop = Agent(name="again", models=("sim:a",), tools=(Tool(name="again", executor="agent", agent="self"),))
-    run = Run(loop)
+@pytest.mark.parametrize(("limits", "deepest"), [(Limits(), 8), (Limits(depth=2), 2), (Limits(depth=99), 16)])
+def test_agents_are_nested_as_deep_as_their_limits_say_and_no_deeper(limits: Limits, deepest: int) -> None:
+    again = Tool(name="again", executor="agent", agent="self")
+    loop = Agent(name="again", models=("sim:a",), tools=(again,), limits=Limits(depth=99))
+    run = Run(loop, limits)
     run.agents = {digest(loop): loop, "self": loop}
     frame = "/"
-    for depth in range(17):
+    for depth in range(deepest + 1):
         run.reply(call("again"), frame=frame)
         frame = "/".join([*frame.rstrip("/").split("/"), "0.0"])
-        assert (frame in [one.id for one in frames(run.root)]) == (depth < 16)
-    deepest = list(frames(run.root))[-1]
-    assert "which is the limit" in deepest.messages[-1].parts[0].text  # type: ignore[union-attr]
+        assert (frame in [one.id for one in frames(run.root)]) == (depth < deepest)
+    told = list(frames(run.root))[-1].messages[-1].parts[0].text  # type: ignore[union-attr]
+    assert told.startswith(f"Sub-agents may be nested {deepest} deep (the limit `depth`), and no deeper.")
 
 
 def test_a_run_that_no_worker_can_go_on_with_fails() -> None:

@@ -4,13 +4,19 @@ The machine charges it with every event. The rules: it is checked before somethi
 more than what was in flight; and a price that is not known is None and never zero.
 """
 
-from typing import Literal
+from datetime import datetime, timedelta
+from typing import Final, Literal
 
 import msgspec
 
 from sojourn.loop.messages import Plain, Usage
 
 OnExhaust = Literal["fail", "suspend"]
+DEPTH: Final = 8
+CHILDREN: Final = 100
+"""How deep sub-agents may be nested, and how many a run may begin, where nothing else is said."""
+DEPTH_MAX: Final = 16
+"""How deep they may be nested, whatever is said."""
 _MILLION = 1_000_000
 
 
@@ -24,6 +30,12 @@ class Limits(Plain, frozen=True, kw_only=True):
     usd_micros: int | None = None
     active_s: float | None = 3600.0
     """Time during which something was in flight; waiting for a person costs none."""
+    wall_s: float | None = None
+    """Time from the start to the end, whatever it passed with."""
+    depth: int = DEPTH
+    """How many agents may stand above a sub-agent; 0 lets none begin."""
+    children: int = CHILDREN
+    """How many sub-agents may be begun in all, those of sub-agents too."""
     on_exhaust: OnExhaust = "fail"
 
 
@@ -97,6 +109,8 @@ class Spent(Plain, frozen=True, kw_only=True):
     output_tokens: int = 0
     usd_micros: int = 0
     active_ms: int = 0
+    children: int = 0
+    """So many sub-agents were begun."""
     usage: Usage = Usage()
     estimated: int = 0
     """So many calls are in it by an estimate: they gave no count."""
@@ -164,8 +178,8 @@ def charge(spent: Spent, bill: Bill, *, steps: int = 0) -> Spent:
     )
 
 
-def exhausted(limits: Limits, spent: Spent) -> tuple[str, ...]:
-    """Name the limits that leave no room for another step."""
+def exhausted(limits: Limits, spent: Spent, *, since: datetime, at: datetime) -> tuple[str, ...]:
+    """Name the limits that leave no room for another step, of something that began at `since`."""
     pairs = (
         ("steps", limits.steps, spent.steps),
         ("tool_calls", limits.tool_calls, spent.tool_calls),
@@ -174,4 +188,6 @@ def exhausted(limits: Limits, spent: Spent) -> tuple[str, ...]:
         ("usd_micros", limits.usd_micros, spent.usd_micros),
         ("active_s", limits.active_s, spent.active_ms / 1000),
     )
-    return tuple(name for name, limit, used in pairs if limit is not None and used >= limit)
+    names = tuple(name for name, limit, used in pairs if limit is not None and used >= limit)
+    over = limits.wall_s is not None and at - since >= timedelta(seconds=limits.wall_s)
+    return (*names, "wall_s") if over else names

@@ -264,6 +264,8 @@ class Frame(Plain, frozen=True, kw_only=True):
     """A sub-agent's own limits, for itself and all below it; the root has those of the run."""
     spent: Spent = Spent()
     """What counts against them."""
+    since: datetime | None = None
+    """When it began, or was to begin, where that is not when the run was made."""
     taints: tuple[Origin, ...] = ()
     """What has entered its transcript, each with where it came from first; they only grow."""
     result: str | None = None

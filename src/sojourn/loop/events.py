@@ -44,6 +44,8 @@ class Began(Plain, frozen=True, kw_only=True, tag="began"):
     message: Message | None = None
     taints: tuple[Origin, ...] = ()
     """Of the message, and of the session's earlier runs."""
+    start_at: datetime | None = None
+    """What its wall time counts from, where it has one and is to begin later."""
 
 
 class Adopted(Plain, frozen=True, kw_only=True, tag="adopted"):

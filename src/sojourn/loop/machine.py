@@ -82,6 +82,7 @@ def _root(event: ev.Began) -> Frame:
         stored=event.history[-1].stop if event.history else 0,
         history=event.history,
         taints=event.taints,
+        since=event.start_at,
     )
 
 
@@ -97,7 +98,7 @@ def apply(agents: Agents, continuation: Continuation, event: ev.Event) -> Contin
         return _seal(continuation, after, event)  # what gives it up comes next, and is not to be forestalled
     after = calls.stop_sending(agents, after, event.at)
     if after.wait is None:
-        after = _launch(agents, after, event.at)
+        after = budgets.launch(agents, after, event.at)
     if after.signals:
         after = _match(agents, after, event.at)
     after = budgets.bound(after, event.at)
@@ -204,7 +205,7 @@ def _change(agents: Agents, continuation: Continuation, event: ev.Event) -> Cont
         case ev.Intended():
             return _intend(agents, continuation, event)
         case ev.Ticked():
-            return expire(continuation, event.at) or (continuation if budgets.overdue(continuation) else None)
+            return expire(continuation, event.at) or (continuation if budgets.overdue(continuation, event.at) else None)
         case ev.Paused() if continuation.wait is None:
             return _hold(continuation, event)
         case ev.Signalled(signal=signal) if signal.id not in continuation.heard:
@@ -216,6 +217,9 @@ def _change(agents: Agents, continuation: Continuation, event: ev.Event) -> Cont
             return replace(continuation, floor=floor) if floor is not None else None
         case ev.Returned():
             return _return(agents, continuation, event)
+        case ev.Judged(call=uid):
+            root = tree.at_call(continuation.root, uid, lambda frame, call: calls.judge(agents, frame, call, event))
+            return budgets.judged(continuation, root, uid) if root is not None else None
         case ev.Turned() | ev.Noted() | ev.Asked():
             return continuation
     root = _change_root(agents, continuation.root, event)
@@ -232,8 +236,6 @@ def _change_root(agents: Agents, root: Frame, event: ev.Event) -> Frame | None:
             return _turn(root, event, replies.again)
         case ev.Compacted(compaction=compaction):
             return _turn(root, event, lambda frame: _shorter(frame, compaction))
-        case ev.Judged():
-            return tree.at_call(root, event.call, lambda frame, call: calls.judge(agents, frame, call, event))
         case ev.CallLost():
             return _attempt(root, event, "intent", lambda frame, call: calls.lose(call, frame, event.at))
         case ev.Said(message=message) if message is not None:
@@ -325,15 +327,6 @@ def _hold(continuation: Continuation, event: ev.Paused) -> Continuation:
     title = waits.visible(f"{event.by} put the run on hold. {event.reason}".rstrip())
     wait = waits.question("hold", f"run?{continuation.waits}", frame="/", at=event.at, title=title)
     return replace(continuation, wait=wait, waits=continuation.waits + 1)
-
-
-def _launch(agents: Agents, continuation: Continuation, at: datetime) -> Continuation:
-    """Begin the calls that may run and that no worker runs."""
-    root = continuation.root
-    for frame in frames(root):
-        if any(calls.launches(call) for call in frame.calls):
-            root = tree.at_frame(root, frame.id, lambda one: calls.launch(agents, one, at)) or root
-    return continuation if root is continuation.root else replace(continuation, root=root)
 
 
 def _match(agents: Agents, continuation: Continuation, at: datetime) -> Continuation:

@@ -141,8 +141,8 @@ class RunRow(Plain, frozen=True, kw_only=True):
     labels: dict[str, str]
     schedule: str | None
     fire_at: datetime | None
-    tainted: bool
-    """It may have read what is private or untrusted."""
+    tells_more: bool
+    """Its snapshot may tell what the row does not: taints, and sub-agents that were begun."""
     dead_letter: DeadLetter | None = None
     """Only of a run in quarantine."""
 

@@ -9,6 +9,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from sojourn.api.patterns import NAME, whole
 from sojourn.loop.agent import Params, Suspend, Taint, Tool
+from sojourn.loop.budget import DEPTH_MAX
 from sojourn.loop.policy import Policy
 
 Name = Annotated[str, Meta(pattern=whole(NAME), examples=["analyst"])]
@@ -30,6 +31,12 @@ class LimitsSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     usd: Dollars | UnsetType = UNSET
     active_s: Annotated[float, Meta(gt=0, le=10**8)] | UnsetType = UNSET
     """Seconds during which something was in flight; waiting for a person costs none."""
+    wall_s: Annotated[float, Meta(gt=0, le=10**8)] | UnsetType = UNSET
+    """Seconds from when the run was to begin until its end, whatever it waits for meanwhile."""
+    depth: Annotated[int, Meta(ge=0, le=DEPTH_MAX)] | UnsetType = UNSET
+    """How many agents may stand above a sub-agent; 0 lets none begin. The server may allow less."""
+    children: Annotated[int, Meta(ge=0, le=10**6)] | UnsetType = UNSET
+    """How many sub-agents may be begun in all, those of sub-agents too."""
     on_exhaust: Literal["fail", "suspend"] | UnsetType = UNSET
 
 
@@ -146,6 +153,9 @@ class LimitsSeen(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int | None
     usd: str | None
     active_s: float | None
+    wall_s: float | None
+    depth: int
+    children: int
     on_exhaust: str
 
 

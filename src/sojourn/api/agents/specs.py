@@ -25,7 +25,9 @@ from sojourn.loop.step.taints import more_of
 SubAgent = Callable[[str, str], Awaitable[Agent]]
 """The live version of an agent by name; the second argument points at who asked. Raises Invalid."""
 
-COUNTED = ("steps", "tool_calls", "input_tokens", "output_tokens", "usd_micros", "active_s")
+COUNTED = (
+    "steps", "tool_calls", "input_tokens", "output_tokens", "usd_micros", "active_s", "wall_s", "depth", "children",
+)  # fmt: skip
 TASK = (
     '{"type":"object","properties":{"input":{"type":"string","description":"The task, in full."}},"required":["input"]}'
 )
@@ -46,7 +48,7 @@ async def agent(parts: Api, spec: Spec, *, name: str, version: int, sub_agent: S
         system=spec.system,
         tools=tuple(tools),
         policy=spec.policy,
-        limits=limits(_defaults(parts), spec.limits),
+        limits=limits(parts, _defaults(parts), spec.limits),
         params=spec.params,
         suspend=spec.suspend,
     )
@@ -90,12 +92,17 @@ def need_price(parts: Api, agents: Sequence[Agent], *, day: bool = False) -> Non
             )
 
 
-def limits(base: Limits, spec: LimitsSpec) -> Limits:
+def limits(parts: Api, base: Limits, spec: LimitsSpec) -> Limits:
     """Put the limits that were said over those that are inherited. Raises Invalid."""
+    deepest = parts.settings.depth_max
+    if spec.depth is not UNSET and spec.depth > deepest:
+        text = f"On this server sub-agents are nested at most {deepest} deep (its setting depth_max)."
+        raise Invalid(text, pointer="/limits/depth")
     said = {name: value for name, value in msgspec.structs.asdict(spec).items() if value is not UNSET}
     if "usd" in said:
         said["usd_micros"] = _micros(said.pop("usd"))
-    return replace(base, **said)
+    made = replace(base, **said)
+    return replace(made, depth=min(made.depth, deepest))
 
 
 def wider(given: Limits, than: Limits) -> bool:

@@ -75,7 +75,8 @@ async def get(ask: Ask[None, None]) -> Answer:
     async with ask.transaction() as connection:
         run = await runs.get(connection, run_id)
         if run.finished_at is not None:
-            raise NotWaiting("The run has ended; nothing of it waits.")
+            why = f" ({run.error.code})" if run.error is not None else ""
+            raise NotWaiting(f"The run has ended{why}; nothing of it waits.")
         asked = await runs.asked(connection, run_id)
     wait = judge.open_wait(asked, wait_id)
     if wait is None:
@@ -161,7 +162,7 @@ def _raised(ask: Ask[shapes.Decide, None], asked: runs.Asked, wait_id: str) -> L
     wait, whole = judge.open_wait(asked, wait_id), asked.continuation
     found = path(whole.root, wait.about) if wait is not None and wait.about else ()
     base = whole.limits if len(found) < 2 else found[-1].limits
-    raised = limits(base or whole.limits, body.limits)
+    raised = limits(ask.parts, base or whole.limits, body.limits)
     if raised.usd_micros is not None:
         need_price(ask.parts, list(asked.agents.values()))
     return raised

@@ -75,21 +75,24 @@ async def drafted(ask: Acting, connection: Connection, wanted: CreateRun) -> New
     message = await heard(ask, connection, run_id, wanted.input)
     session_id = parts.new_id("ses") if wanted.session is None else wanted.session
     before = await runs.conversation(connection, session_id) if wanted.session else runs.Conversation()
+    at, limits = parts.now(), _limits(ask, agent, wanted.limits)
+    start_at = _start(at, wanted)
     event = Began(
-        at=parts.now(),
+        at=at,
         run_id=run_id,
         tenant=ask.principal.tenant,
         session_id=session_id,
         principal=cont.Principal(ask.principal.user, ask.principal.key_id),
         agent=ref(agent),
-        limits=_limits(ask, agent, wanted.limits),
+        limits=limits,
         suspend=wanted.suspend if wanted.agent is not None else Suspend(),
         history=before.segments,
         message=message,
         taints=taints.merged(taints.said(wanted.taints, "input"), before.taints),
+        start_at=start_at if limits.wall_s is not None else None,
     )
     below = await _below(connection, agent)
-    if any(limits.usd_micros is not None for limits in (event.limits, *(one.limits for one in below))):
+    if any(one.usd_micros is not None for one in (limits, *(agent.limits for agent in below))):
         specs.need_price(parts, (agent, *below))
     return NewRun(
         event=event,
@@ -99,7 +102,7 @@ async def drafted(ask: Acting, connection: Connection, wanted: CreateRun) -> New
         priority=wanted.priority,
         input=(message.text or "[attachments alone]")[:INPUT_SHOWN_CHARS],
         labels=wanted.labels,
-        start_at=_start(parts.now(), wanted),
+        start_at=start_at,
     )
 
 
@@ -161,7 +164,7 @@ async def _below(connection: Connection, agent: Agent) -> tuple[Agent, ...]:
 
 def _limits(ask: Acting, agent: Agent, wanted: LimitsSpec) -> Limits:
     """The run's limits: the agent's, made tighter; to widen them takes a scope of its own. Raises Forbidden."""
-    made = specs.limits(agent.limits, wanted)
+    made = specs.limits(ask.parts, agent.limits, wanted)
     if specs.wider(made, agent.limits):
         scopes.require(ask.principal.scopes, "budgets:raise")
     return made

@@ -79,8 +79,9 @@ async def get(ask: Ask[None, None]) -> Answer:
         run = await runs.get(connection, ask.names["run_id"])
         limit = ask.parts.settings.tenant_runs_max
         waits_for = await held_back(connection, run.id, tenant_runs_max=limit) if run.status == "queued" else None
-        known = await runs.taints(connection, run.id) if run.tainted else ()
-    body = msgspec.json.encode(replace(seen(run), held_back=waits_for, taints=tainted(known)))
+        more = await runs.more(connection, run.id) if run.tells_more else runs.More()
+    whole = replace(seen(run), held_back=waits_for, taints=tainted(more.taints), children=more.children)
+    body = msgspec.json.encode(whole)
     etag = hashlib.sha256(body).hexdigest()[:32]
     if {one.value for one in ask.http.if_none_match or ()} & {etag, "*"}:
         return Answer(status=304, headers={"ETag": f'"{etag}"'})

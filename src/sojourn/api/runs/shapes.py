@@ -203,6 +203,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     """Counts the run's events."""
     taints: tuple[TaintSeen, ...] | None = None
     """What it has read that is private or untrusted; told where one run is asked for."""
+    children: int | None = None
+    """How many sub-agents it began; told where one run is asked for."""
     held_back: HeldBack | None = None
     """The limit that keeps a queued run from beginning, where one does; not in lists."""
 

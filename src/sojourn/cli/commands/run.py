@@ -14,6 +14,7 @@ from typing import Any
 from sojourn.cli.client import Client, Refusal
 from sojourn.cli.command import JSON, Command, Shell, flag
 from sojourn.cli.commands.clock.times import instant, seconds
+from sojourn.cli.commands.questions.approvals import limit
 from sojourn.cli.commands.sessions import upload
 from sojourn.cli.exits import FAILED, INTERRUPTED, OF_STATUS, OK, USAGE, Stop
 from sojourn.cli.questions import Desk, headline, how
@@ -49,7 +50,7 @@ EXAMPLES = (
     'sojourn run "What is odd in this chart?" --image chart.png --model anthropic:claude-sonnet-4-5',
     'sojourn run "Review this" --agent reviewer --file patch.diff --max-steps 20',
     'sojourn run "And now in French" --agent writer --session ses_01J...',
-    'id=$(sojourn run "A long job" --agent worker --detach)',
+    'id=$(sojourn run "A long job" --agent worker --limit wall_s=86400 --limit usd=2 --detach)',
     'sojourn run "Did the deploy hold?" --agent watcher --in 2h',
 )
 
@@ -95,8 +96,9 @@ def request(args: Namespace) -> Json:
     body: Json = {"agent": args.agent or inline, "input": goal}
     if args.session:
         body["session"] = args.session
-    if args.max_steps is not None:
-        body["limits"] = {"steps": args.max_steps}
+    limits = dict(map(limit, args.limit)) | ({"steps": args.max_steps} if args.max_steps is not None else {})
+    if limits:
+        body["limits"] = limits
     if args.at and args.delay:
         raise Stop("Use either --at or --in.", USAGE)
     if args.at:
@@ -223,6 +225,13 @@ COMMANDS = {
             flag("--image", metavar="FILE", action="append", default=[], help="show it a picture; again for more"),
             flag("--session", metavar="SESSION", help="go on in this session, with its conversation and files"),
             flag("--max-steps", metavar="N", type=int, help="stop after so many model replies"),
+            flag(
+                "--limit",
+                metavar="NAME=N",
+                action="append",
+                default=[],
+                help="any other limit, such as usd=0.50, wall_s=3600 or children=10; again for more",
+            ),
             flag("--no-ask", action="store_true", help="in a terminal, too, leave when the run asks something"),
             flag("--at", metavar="TIME", help="begin then, as 2027-01-31T09:00, here; or with a zone: ...+01:00"),
             flag("--in", dest="delay", metavar="TIME", help="begin after that long: 90s, 15m, 2h, 3d"),

@@ -10,15 +10,17 @@ takes nothing away from those beside it.
     LEVEL 2    pools of a day: the event Unfunded, the wait day_budget
     LEVEL 3    what guardrails did: Judged, a reply withheld, a call judged, facts about them
     LEVEL 4    taints, tools that send outward, and what becomes of their calls
+    LEVEL 5    limits of wall time, depth and children that are not the default, and sub-agents that are counted
 """
 
 from typing import Final
 
 from sojourn.loop.agent import Agent
+from sojourn.loop.budget import CHILDREN, DEPTH, Limits
 from sojourn.loop.continuation import Continuation, Frame, Signal, frames
-from sojourn.loop.events import Began, FloorRaised, Judged, Noted, Replied, Said, Signalled, Unfunded
+from sojourn.loop.events import Began, Decided, FloorRaised, Judged, Noted, Replied, Said, Signalled, Unfunded
 
-LEVEL: Final = 4
+LEVEL: Final = 5
 """What this release can read."""
 
 
@@ -27,6 +29,8 @@ def needed(value: object) -> int:
     match value:
         case Continuation():
             return _needed(value)
+        case Agent(limits=limits) | Decided(limits=Limits() as limits) if _bounds(limits):
+            return 5
         case Agent(tools=tools, policy=policy):
             return 4 if policy.outward != "ask" or any(tool.taints or tool.outward for tool in tools) else 0
         case FloorRaised():
@@ -44,13 +48,22 @@ def needed(value: object) -> int:
 
 def _needed(run: Continuation) -> int:
     spent = run.spent
+    if spent.children or _bounds(run.limits):
+        return 5
     level = int(run.root.ended or bool(run.prices or spent.estimated or spent.unpriced))
     if run.floor is not None or any(signal.taints for signal in run.signals):
-        return 4
+        level = 4
     return max(level, *map(_of_frame, frames(run.root)))
 
 
+def _bounds(limits: Limits) -> bool:
+    """Whether they bind in a way that older releases do not know."""
+    return limits.wall_s is not None or limits.depth != DEPTH or limits.children != CHILDREN
+
+
 def _of_frame(frame: Frame) -> int:
+    if frame.limits is not None and _bounds(frame.limits):
+        return 5
     if frame.taints:
         return 4
     level = 3 if frame.turn.withheld else 0

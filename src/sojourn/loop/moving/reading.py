@@ -19,11 +19,11 @@ import msgspec
 
 from sojourn.errors import MissingPin, UnknownFormat, Unreadable
 from sojourn.loop.agent import Agent, digest, ref
+from sojourn.loop.budget import DEPTH_MAX
 from sojourn.loop.continuation import FORMAT, SETTLED, VERSION, Call, Continuation, Frame, ToolRef, Wait
 from sojourn.loop.moving import values
 from sojourn.loop.moving.document import ISSUER, Export, canonical, pinned, referred
 from sojourn.loop.moving.versions import Json, upgraded
-from sojourn.loop.step.calls import DEPTH_MAX
 from sojourn.loop.step.waits import ALLOWED, arguments, parsed
 
 JSON_DEPTH_MAX = 80
@@ -151,6 +151,8 @@ def _check_tree(continuation: Continuation, agents: dict[str, Agent]) -> None:
             raise Unreadable(f"Its frames are nested deeper than {DEPTH_MAX}.", code="continuation.too_deep")
         agent = agents[frame.agent.digest]
         _check(frame.agent == ref(agent) and frame.stored == 0, f"the frame {frame.id}")
+        begun = depth == 0 or frame.since is None or frame.since <= continuation.updated_at
+        _check(begun, f"the frame {frame.id}")
         _check(0 <= frame.turn.model < len(agent.models) and _asks(frame.wait, frame.id, None), f"the frame {frame.id}")
         for index, call in enumerate(frame.calls):
             _check(_stands(agent, frame, call, index), f"the call {call.uid}")

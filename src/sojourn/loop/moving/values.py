@@ -26,7 +26,7 @@ def wrong(export: Export) -> str | None:
     state = export.continuation
     if not all(map(_plain, _leaves((state, export.agents)))):
         return "a time or a number in it"
-    if not all(_short(one.active_s) for one in _limits(export)):
+    if not all(_short(one.active_s) and _short(one.wall_s) for one in _limits(export)):
         return "the time limits"
     if any(heavy(agent.policy) for agent in export.agents.values()):
         return "a policy, which is too long"

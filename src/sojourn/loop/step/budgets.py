@@ -12,12 +12,14 @@ from math import ceil, inf
 from msgspec.structs import replace
 
 from sojourn.loop import events as ev
-from sojourn.loop.budget import Held, Limits, Pin, Room, Spent, exhausted
+from sojourn.loop.budget import DEPTH_MAX, Held, Limits, Pin, Room, Spent, exhausted
 from sojourn.loop.budget import charge as charged
 from sojourn.loop.continuation import Call, Continuation, Failure, Frame, frames, path
+from sojourn.loop.step import calls
+from sojourn.loop.step.calls import Agents, Nest
 from sojourn.loop.step.ending import failed, settle
 from sojourn.loop.step.pauses import asks
-from sojourn.loop.step.tree import at_frame, put
+from sojourn.loop.step.tree import at_frame, depth, put
 from sojourn.loop.step.waits import ask_frame
 
 
@@ -27,8 +29,8 @@ class Pool:
     It is made for every event; what only some ask for is counted when they do.
     """
 
-    def __init__(self, frame: Frame, limits: Limits, spent: Spent) -> None:
-        self.frame, self.limits, self.spent = frame, limits, spent
+    def __init__(self, frame: Frame, limits: Limits, spent: Spent, *, since: datetime) -> None:
+        self.frame, self.limits, self.spent, self.since = frame, limits, spent, since
 
     @cached_property
     def held(self) -> Held:
@@ -59,14 +61,20 @@ def walk(continuation: Continuation) -> Iterator[tuple[Frame, Pools]]:
 
     def visit(frame: Frame, pools: Pools) -> Iterator[tuple[Frame, Pools]]:
         if frame.limits is not None:
-            pools = (*pools, Pool(frame, frame.limits, frame.spent))
+            pools = (*pools, Pool(frame, frame.limits, frame.spent, since=began(continuation, frame)))
         yield frame, pools
         for call in frame.calls:
             if call.child is not None:
                 yield from visit(call.child, pools)
 
     root = continuation.root
-    return visit(root, (Pool(root, continuation.limits, continuation.spent),))
+    since = began(continuation, root) if root.since is not None else continuation.created_at
+    return visit(root, (Pool(root, continuation.limits, continuation.spent, since=since),))
+
+
+def began(continuation: Continuation, frame: Frame) -> datetime:
+    """What a frame's wall time counts from; nothing of a run that was imported or forked began before that."""
+    return continuation.created_at if frame.since is None else max(frame.since, continuation.created_at)
 
 
 def take_step(pools: Pools) -> Room | None:
@@ -123,22 +131,34 @@ def _older(spent: Spent, passed_ms: int) -> Spent:
 
 
 def deadline(continuation: Continuation) -> datetime | None:
-    """When active time runs out for something in flight that must then be stopped; a limit that suspends stops none."""
-    left_ms = [
-        pool.limits.active_s * 1000 - pool.spent.active_ms
-        for pool in _stopping(continuation)
-        if pool.limits.active_s is not None and busy(pool.frame)
-    ]
-    return continuation.updated_at + timedelta(milliseconds=ceil(max(0.0, min(left_ms)))) if left_ms else None
+    """When time runs out that ends something, or has somebody asked though nothing else happens.
+
+    Active time that runs out ends what is in flight; where the limit suspends, what is in flight goes on.
+    """
+    times: list[datetime] = []
+    for pool in _open(continuation):
+        limits, fails = pool.limits, pool.limits.on_exhaust == "fail"
+        if fails and limits.active_s is not None and busy(pool.frame):
+            left_ms = max(0.0, limits.active_s * 1000 - pool.spent.active_ms)
+            times.append(continuation.updated_at + timedelta(milliseconds=ceil(left_ms)))
+        if limits.wall_s is not None and (fails or _unasked(pool.frame)):
+            times.append(pool.since + timedelta(seconds=limits.wall_s))
+    return min(times, default=None)
 
 
-def overdue(continuation: Continuation) -> bool:
-    """Whether the active time is over of something that must be stopped."""
-    return any("active_s" in exhausted(pool.limits, pool.spent) for pool in _stopping(continuation))
+def overdue(continuation: Continuation, at: datetime) -> bool:
+    """Whether time is over that ends something, or that somebody is to be asked about."""
+    for pool in _open(continuation):
+        over = exhausted(pool.limits, pool.spent, since=pool.since, at=at)
+        fails = pool.limits.on_exhaust == "fail"
+        if (fails and "active_s" in over) or ("wall_s" in over and (fails or _unasked(pool.frame))):
+            return True
+    return False
 
 
-def _stopping(continuation: Continuation) -> Iterator[Pool]:
-    return (pool for pool in _open(continuation) if pool.limits.on_exhaust == "fail")
+def _unasked(frame: Frame) -> bool:
+    """Whether the frame can be asked about its wall time: it waits for its calls, or would ask its model."""
+    return asks(frame) or (frame.state == "acting" and frame.wait is None)
 
 
 def _open(continuation: Continuation) -> Iterator[Pool]:
@@ -189,7 +209,7 @@ def bound(continuation: Continuation, at: datetime) -> Continuation:
 
 def _bind_one(continuation: Continuation, at: datetime) -> Continuation:
     for pool in _open(continuation):
-        for limit in exhausted(pool.limits, pool.spent):
+        for limit in exhausted(pool.limits, pool.spent, since=pool.since, at=at):
             after = _exhaust(continuation, pool, limit, at)
             if after is not continuation:
                 return after
@@ -197,8 +217,10 @@ def _bind_one(continuation: Continuation, at: datetime) -> Continuation:
 
 
 def _exhaust(continuation: Continuation, pool: Pool, limit: str, at: datetime) -> Continuation:
-    starved = [f for f in frames(pool.frame) if asks(f) or (limit == "tool_calls" and _starves(f))]
-    if starved or (limit == "active_s" and pool.limits.on_exhaust == "fail"):
+    starved = [f for f in frames(pool.frame) if asks(f) or (limit in ("tool_calls", "wall_s") and _starves(f))]
+    if limit == "wall_s" and not starved and _unasked(pool.frame):
+        starved = [pool.frame]  # it sleeps, and somebody should know
+    if starved or (limit in ("active_s", "wall_s") and pool.limits.on_exhaust == "fail"):
         return _stop(continuation, pool, limit, starved=starved, at=at)
     return continuation
 
@@ -206,7 +228,7 @@ def _exhaust(continuation: Continuation, pool: Pool, limit: str, at: datetime) -
 def _stop(continuation: Continuation, pool: Pool, limit: str, *, starved: list[Frame], at: datetime) -> Continuation:
     """Fail a pool's frame, or have those ask that cannot go on, as its limits say."""
     root, id = continuation.root, pool.frame.id
-    who = "The run" if id == root.id else f"The sub-agent {pool.frame.agent.name}"
+    who = _who(pool)
     if pool.limits.on_exhaust == "fail":
         detail = f"{who} has used all of its {limit} ({getattr(pool.limits, limit)}). Start it with more."
         root = at_frame(root, id, lambda f: failed(f, Failure("budget.exhausted", detail))) or root
@@ -215,6 +237,10 @@ def _stop(continuation: Continuation, pool: Pool, limit: str, *, starved: list[F
     for frame in starved:
         root = at_frame(root, frame.id, lambda f: ask_frame(f, "budget", at=at, title=title, about=id)) or root
     return replace(continuation, root=root)
+
+
+def _who(pool: Pool) -> str:
+    return "The run" if pool.frame.id == "/" else f"The sub-agent {pool.frame.agent.name}"
 
 
 def announced(continuation: Continuation, event: ev.ModelAsked, frame: Frame) -> Continuation | None:
@@ -240,3 +266,46 @@ def runs(call: Call) -> bool:
 def _starves(frame: Frame) -> bool:
     """Whether the frame has a call that never ran and would run now."""
     return frame.wait is None and any(runs(call) and not call.attempts for call in frame.calls)
+
+
+# ---- sub-agents ------------------------------------------------------------------------------
+
+
+def launch(agents: Agents, continuation: Continuation, at: datetime) -> Continuation:
+    """Begin the calls that may run and that no worker runs."""
+    for frame in frames(continuation.root):
+        if any(calls.launches(call) for call in frame.calls):
+            continuation = _launch(agents, continuation, frame.id, at)
+    return continuation
+
+
+def _launch(agents: Agents, continuation: Continuation, place: str, at: datetime) -> Continuation:
+    """Begin those of one frame, and count its sub-agents; none is given back when it ends."""
+    before, pools = next((frame, pools) for frame, pools in walk(continuation) if frame.id == place)
+    nest = min(_nest(pool, depth(place) + 1) for pool in pools)
+    after = calls.launch(agents, before, at, nest=nest)
+    root = at_frame(continuation.root, place, lambda _: after) or continuation.root
+    begun = sum(call.child is not None for call in after.calls) - sum(call.child is not None for call in before.calls)
+    continuation = replace(continuation, root=root)
+    if not begun:
+        return continuation
+    return _charged(continuation, place, lambda spent: replace(spent, children=spent.children + begun))
+
+
+def judged(continuation: Continuation, root: Frame, uid: str) -> Continuation:
+    """The run with a call judged; a sub-agent that was to begin with it, and is called back, did not begin."""
+    after = replace(continuation, root=root)
+    if not path(continuation.root, uid) or path(root, uid):
+        return after
+    return _charged(after, uid.rpartition("/")[0] or "/", lambda s: replace(s, children=max(0, s.children - 1)))
+
+
+def _nest(pool: Pool, below: int) -> Nest:
+    """What one pool leaves for sub-agents with so many frames above them."""
+    instead = "This one was not begun: do its task yourself, or say what is left undone."
+    deepest = min(DEPTH_MAX, pool.limits.depth + depth(pool.frame.id))
+    if below > deepest:
+        return Nest(0, f"Sub-agents may be nested {deepest} deep (the limit `depth`), and no deeper. {instead}")
+    most = pool.limits.children
+    text = f"{_who(pool)} may begin {most} sub-agents in all (the limit `children`), and has. {instead}"
+    return Nest(max(0, most - pool.spent.children), text)

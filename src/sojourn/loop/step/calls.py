@@ -7,7 +7,7 @@ model one observation to read.
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
@@ -29,11 +29,9 @@ from sojourn.loop.events import Judged, Replied, Returned
 from sojourn.loop.messages import observed, said
 from sojourn.loop.policy import Asking, Gate, Verdict, gate
 from sojourn.loop.step import taints
-from sojourn.loop.step.tree import at_frame, depth, put
+from sojourn.loop.step.tree import at_frame, put
 from sojourn.loop.step.waits import arguments, ask, asked, bound, may_run, parsed, visible
 
-DEPTH_MAX = 16
-"""How deep frames may be nested below the root."""
 CALLS_MAX = 128
 """So many calls of one reply are looked at."""
 SLEEP_S_MAX = 366 * 86_400.0
@@ -183,23 +181,35 @@ def launches(call: Call) -> bool:
     return call.state == "authorized" and call.tool.executor != "server" and call.child is None
 
 
-def launch(agents: Agents, frame: Frame, at: datetime) -> Frame:
+class Nest(NamedTuple):
+    """How many sub-agents a frame may begin now, and what its model reads in the place of one more."""
+
+    left: int
+    refusal: str
+
+
+def launch(agents: Agents, frame: Frame, at: datetime, *, nest: Nest) -> Frame:
     """Begin the calls that no worker runs: as a frame of their own, or as a question to whoever answers them."""
     if barred(agents, frame):
         return frame
-    calls = tuple(_launch(agents, call, frame, at) if launches(call) else call for call in frame.calls)
-    return replace(frame, calls=calls)
+    calls, left = [], nest.left
+    for call in frame.calls:
+        if launches(call) and call.tool.executor == "agent" and left <= 0:
+            call = close(call, "failed", nest.refusal)
+        elif launches(call):
+            call = _launch(agents, call, frame, at)
+            left -= call.child is not None
+        calls.append(call)
+    return replace(frame, calls=tuple(calls))
 
 
 def _launch(agents: Agents, call: Call, frame: Frame, at: datetime) -> Call:
     if call.tool.executor == "agent":
-        return _begin_child(agents, call, frame)
+        return _begin_child(agents, call, frame, at)
     return _ELSEWHERE[call.tool.executor](call, frame, at)
 
 
-def _begin_child(agents: Agents, call: Call, frame: Frame) -> Call:
-    if depth(call.uid) > DEPTH_MAX:
-        return close(call, "failed", f"Agents are nested {DEPTH_MAX} deep, which is the limit. Do it yourself.")
+def _begin_child(agents: Agents, call: Call, frame: Frame, at: datetime) -> Call:
     tool = agents[frame.agent.digest].tool(call.tool.name)
     assert tool is not None and tool.agent is not None
     agent = agents[tool.agent]
@@ -208,7 +218,15 @@ def _begin_child(agents: Agents, call: Call, frame: Frame) -> Call:
     known = taints.merged(taints.read(frame), taints.tainted(call, tool.taints).taints)
     # One that was called back before it was written may have announced attempts; none is announced twice.
     turn = Turn(attempt=1 + call.waits if call.judged else 1)
-    child = Frame(id=call.uid, agent=ref(agent), limits=agent.limits, turn=turn, messages=(words,), taints=known)
+    child = Frame(
+        id=call.uid,
+        agent=ref(agent),
+        turn=turn,
+        messages=(words,),
+        limits=agent.limits,
+        since=at,
+        taints=known,
+    )
     return replace(call, child=child)
 
 

@@ -7,6 +7,7 @@ is refused changes nothing.
 
 from collections.abc import Callable
 from datetime import datetime
+from math import ceil
 
 from msgspec.structs import replace
 
@@ -29,6 +30,7 @@ from sojourn.loop.events import Decided
 from sojourn.loop.messages import said
 from sojourn.loop.policy import gate
 from sojourn.loop.step import taints
+from sojourn.loop.step.budgets import began
 from sojourn.loop.step.calls import Agents, authorize, close
 from sojourn.loop.step.ending import failed
 from sojourn.loop.step.tree import at_frame, put, with_call
@@ -95,8 +97,10 @@ def _wrong_extension(continuation: Continuation, wait: Wait, event: Decided) -> 
         return Failure("approval.no_limits", "Say the new limits of a budget.")
     pool = path(continuation.root, wait.about or continuation.root.id)[-1]
     spent = continuation.spent if pool.id == continuation.root.id else pool.spent
-    if used := exhausted(event.limits, spent):
-        return Failure("approval.no_limits", f"These limits are used up already: raise {', '.join(used)}.")
+    since = began(continuation, pool)
+    if used := exhausted(event.limits, spent, since=since, at=event.at):
+        after = f" It began {ceil((event.at - since).total_seconds())} s ago." if "wall_s" in used else ""
+        return Failure("approval.no_limits", f"These limits are used up already: raise {', '.join(used)}.{after}")
     return None
 
 

@@ -17,10 +17,11 @@ from sojourn.store.runs.creation import create
 from sojourn.store.runs.deciding import Asked, asked, decided
 from sojourn.store.runs.journal import (
     Conversation,
+    More,
     continuation,
     conversation,
     events,
-    taints,
+    more,
     transcript,
     verify_chain,
 )
@@ -29,6 +30,7 @@ from sojourn.store.runs.quarantine import quarantine, retry
 from sojourn.store.runs.reading import dead, get, page, waiting
 
 __all__ = [
-    "Asked", "Conversation", "adopt", "arrive", "asked", "continuation", "conversation", "create", "dead", "decided",
-    "events", "get", "page", "post", "quarantine", "retry", "source", "taints", "transcript", "verify_chain", "waiting",
+    "Asked", "Conversation", "More", "adopt", "arrive", "asked", "continuation", "conversation", "create", "dead",
+    "decided", "events", "get", "more", "page", "post", "quarantine", "retry", "source", "transcript", "verify_chain",
+    "waiting",
 ]  # fmt: skip

@@ -169,21 +169,34 @@ class _Tainted(msgspec.Struct, frozen=True):
     calls: tuple["_Tainted", ...] = ()
 
 
+class _Spent(msgspec.Struct, frozen=True):
+    children: int = 0
+
+
 class _Run(msgspec.Struct, frozen=True):
     root: _Tainted = _Tainted()
+    spent: _Spent = _Spent()
 
 
-_tainted = msgspec.json.Decoder(_Run)
+class More(NamedTuple):
+    """What a snapshot tells beside a run's row: what was read, and how many sub-agents were begun."""
+
+    taints: tuple[Origin, ...] = ()
+    children: int = 0
 
 
-async def taints(conn: Connection, run_id: str) -> tuple[Origin, ...]:
-    """Say what a run's root frame has read, for a reader to see; nothing of a run that cannot be read."""
+_more = msgspec.json.Decoder(_Run)
+
+
+async def more(conn: Connection, run_id: str) -> More:
+    """Say what a run's snapshot tells a reader of it; nothing of a run that cannot be read."""
     try:
-        root = _tainted.decode(await conn.fetchval(SNAPSHOT, run_id) or b"{}").root
+        run = _more.decode(await conn.fetchval(SNAPSHOT, run_id) or b"{}")
     except msgspec.MsgspecError:
-        return ()
-    found = (one for place in (root, *root.calls) for one in place.taints)
-    return merged(Origin(one["taint"], one["source"], one.get("tool", "")) for one in found)  # type: ignore[arg-type]
+        return More()
+    found = (one for place in (run.root, *run.root.calls) for one in place.taints)
+    origins = merged(Origin(one["taint"], one["source"], one.get("tool", "")) for one in found)  # type: ignore[arg-type]
+    return More(origins, run.spent.children)
 
 
 class Conversation(NamedTuple):

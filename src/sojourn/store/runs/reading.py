@@ -21,7 +21,7 @@ COLUMNS = """
 select id, session_id, user_id, agent_name, agent_version, agent_digest, status, priority, seq, created_at, start_at,
     started_at, finished_at, input, result, error_code, error_detail, steps, input_tokens, cache_read_tokens,
     cache_write_tokens, output_tokens, reasoning_tokens, usd_micros, estimated_calls, limits, waits, labels, schedule,
-    fire_at, quarantined_at, quarantined_claims, lost_workers, needs >= 4 as tainted
+    fire_at, quarantined_at, quarantined_claims, lost_workers, needs >= 4 as tells_more
 from run where tenant = (select scope_tenant())
 """
 # The ids are ordered by time, so the primary key is the order of a page.
@@ -124,7 +124,7 @@ def _run(row: asyncpg.Record) -> RunRow:
         labels=_labels.decode(row["labels"]),
         schedule=row["schedule"],
         fire_at=row["fire_at"],
-        tainted=row["tainted"],
+        tells_more=row["tells_more"],
         dead_letter=_dead_letter(row) if row["status"] == "quarantined" else None,
     )
 

@@ -92,7 +92,7 @@ def decide(args: Namespace, shell: Shell) -> int:
     """Any other answer."""
     more: Json = {"text": args.text} if args.text else {}
     limits = {name: value for name, value in (("steps", args.steps), ("usd", args.usd)) if value is not None}
-    limits |= dict(map(_limit, args.limit))
+    limits |= dict(map(limit, args.limit))
     if limits:
         more["limits"] = limits
     if args.until:
@@ -106,11 +106,11 @@ def _grant(args: Namespace) -> Json:
     return {"grant": {"count": args.grant, "same_arguments": not args.any_arguments}}
 
 
-def _limit(given: str) -> tuple[str, Any]:
+def limit(given: str) -> tuple[str, Any]:
     """NAME=N; the server knows the names. Raises Stop."""
     name, _, value = given.partition("=")
     try:
-        return name, value if name == "usd" else json.loads(value)
+        return name, value if name in ("usd", "on_exhaust") else json.loads(value)
     except ValueError:
         raise Stop(f"{given!r} is no limit: one looks like active_s=7200.", USAGE) from None
 
