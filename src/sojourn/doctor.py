@@ -9,6 +9,7 @@ import shutil
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -16,11 +17,12 @@ from msgspec.structs import replace
 
 from sojourn import __version__
 from sojourn.errors import Invalid, SojournError, StoreUnavailable
+from sojourn.guardrails.rules import Judge, decode
 from sojourn.identity.issuers import Issuer
 from sojourn.identity.jwks import KeySet
 from sojourn.identity.secrets.vault import missing_in
 from sojourn.settings import Settings
-from sojourn.store import health, migrate
+from sojourn.store import guardrails, health, migrate
 from sojourn.store.db import Database
 from sojourn.store.retention import sizes
 from sojourn.store.vault import roots
@@ -98,6 +100,8 @@ async def _database(settings: Settings) -> AsyncIterator[Finding]:
                 yield finding
             if not await migrate.pending(database):
                 yield await _root_key(database, settings)
+                if (judges := await _judges(database, settings)) is not None:
+                    yield judges
                 yield await _sizes(database, settings)
     except SojournError as error:
         yield Finding("database", False, f"{kind}: {error}")
@@ -135,6 +139,25 @@ async def _root_key(database: Database, settings: Settings) -> Finding:
         return Finding("root key", None, detail, f"Others can read it: chmod 600 {keys.path}")
     hint = f"{known.plain} signing keys are not sealed: `sojourn keys rotate --data` seals them." if known.plain else ""
     return Finding("root key", None if hint else True, detail, hint)
+
+
+async def _judges(database: Database, settings: Settings) -> Finding | None:
+    """Whether the judges of all guardrails in force can be asked here; None where there is none."""
+    _, latest = await guardrails.changes(database, None)
+    asked: dict[str, str] = {}
+    for one in latest:
+        with suppress(msgspec.MsgspecError):  # a newer release wrote it
+            rules = decode(one.spec).rules if one.spec is not None else ()
+            asked |= {rule.model: f"{one.tenant}/{one.name}" for rule in rules if isinstance(rule, Judge)}
+    if not asked:
+        return None
+    known = {endpoint.name for endpoint in settings.endpoints}
+    gone = [f"{model} of {name}" for model, name in asked.items() if model.partition(":")[0] not in known]
+    hint = "They let nothing pass: add the provider to the settings, or set these guardrails with another model."
+    detail = f"{len(asked)} model{'s' * (len(asked) != 1)}" + (
+        f"; no provider here for {', '.join(gone)}" if gone else ""
+    )
+    return Finding("guardrail judges", not gone, detail, hint if gone else "")
 
 
 async def _sizes(database: Database, settings: Settings) -> Finding:

@@ -13,10 +13,10 @@ import sojourn
 EDITS = {
     "__init__.py": (('__version__ = "', '__version__ = "99.'),),
     "loop/moving/levels.py": (
-        ("LEVEL: Final = 5", "LEVEL: Final = 6"),
+        ("LEVEL: Final = 6", "LEVEL: Final = 7"),
         (
             "    match value:",
-            "    if type(value).__name__ == 'Cheered' or getattr(value, 'cheers', 0) > 0:\n        return 6\n"
+            "    if type(value).__name__ == 'Cheered' or getattr(value, 'cheers', 0) > 0:\n        return 7\n"
             "    match value:",
         ),
     ),

@@ -18,6 +18,7 @@ from sojourn.guardrails.policies.engine import NOWHERE, Absent, Asked, Engine, O
 from sojourn.guardrails.rules import (
     Cedar,
     Hosts,
+    Judge,
     On,
     Pattern,
     Personal,
@@ -107,6 +108,13 @@ class _Text:
 Finder = Callable[[_Text], Iterable[Span]]
 
 
+class Asks(NamedTuple):
+    """A rule that a model is asked for, and what is found where the text breaks its criteria."""
+
+    found: Found
+    rule: Judge
+
+
 class _Ready(NamedTuple):
     """One rule, with what finds its places in a text; None where it is about calls."""
 
@@ -130,6 +138,12 @@ class Ruleset:
     def covers(self, on: On) -> bool:
         """Whether any rule is about this."""
         return on in self._on
+
+    def judges(self, on: On) -> tuple[Asks, ...]:
+        """The rules about this that nobody here can judge by: a model must be asked for each."""
+        return tuple(
+            Asks(ready.found, ready.rule) for ready in self._rules if on in ready.on and isinstance(ready.rule, Judge)
+        )
 
     def cost(self, on: On) -> int:
         """What a character costs at most, in instructions."""
@@ -202,6 +216,8 @@ def _finder(rule: Rule) -> tuple[Finder | None, int]:
             return _detected([secrets], rule.then), 300
         case Cedar():
             return None, POLICIES_COST
+        case Judge():
+            return None, 0
         case _:
             return None, 10
 

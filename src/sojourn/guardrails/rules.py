@@ -4,6 +4,7 @@ The API and the command line accept them, `judging` makes them ready. The rule: 
 time, so sizes are refused here and patterns are RE2, which does not backtrack.
 """
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -21,6 +22,9 @@ PROGRAM_MAX = 500
 """Instructions of all patterns of one guardrail: judging costs at most this, times the characters."""
 MEMORY_BYTES = 1 << 20
 """What one pattern may take."""
+
+JUDGES_MAX = 3
+"""Judges of one guardrail: each is a call to a model for every text that it is about."""
 
 On = Literal["input", "output", "tool_arguments", "tool_result"]
 Then = Literal["refuse", "redact", "ask"]
@@ -78,7 +82,16 @@ class Cedar(Plain, frozen=True, kw_only=True, tag_field="kind", tag="cedar"):
     on: Annotated[tuple[Literal["tool_arguments"], ...], Meta(min_length=1, max_length=1)]
 
 
-Rule = Size | Pattern | Personal | Secrets | Tools | Hosts | Cedar
+class Judge(_Rule, frozen=True, kw_only=True, tag="judge"):
+    """Breaks these criteria, as a model says who is asked."""
+
+    model: Annotated[str, Meta(pattern=r"^[^:\s]{1,64}:\S{1,200}(?![\s\S])")]
+    """As `provider:model`."""
+    criteria: Annotated[str, Meta(min_length=1, max_length=4_000)]
+    """In words, what must not be."""
+
+
+Rule = Size | Pattern | Personal | Secrets | Tools | Hosts | Cedar | Judge
 
 
 class Guardrail(Plain, frozen=True, kw_only=True):
@@ -105,15 +118,22 @@ def compiled(pattern: str) -> Any:
     return re2.compile(pattern, options)
 
 
-def check(guardrail: Guardrail, engine: Engine | None = None) -> None:
-    """Raise Invalid, pointing at the field, for rules that could not be carried out, by `engine` where it decides."""
+def check(guardrail: Guardrail, engine: Engine | None = None, *, providers: Collection[str] = ()) -> None:
+    """Raise Invalid, pointing at the field, for rules that could not be carried out.
+
+    `engine` says which policies it takes, and `providers` are those whose models can be asked.
+    """
     size = decided = 0
+    if sum(isinstance(rule, Judge) for rule in guardrail.rules) > JUDGES_MAX:
+        raise Invalid(f"A guardrail has at most {JUDGES_MAX} judges: put their criteria together.", pointer="/rules")
     for i, rule in enumerate(guardrail.rules):
         if isinstance(rule, Cedar):
             decided += 1
             _check_policies(rule, decided, engine or Absent(), f"/rules/{i}")
             continue
         _check_place(rule, f"/rules/{i}")
+        if isinstance(rule, Judge):
+            _check_judge(rule, f"/rules/{i}", providers)
         if isinstance(rule, Pattern):
             size += _program(rule.pattern, f"/rules/{i}/pattern")
             if size > PROGRAM_MAX:
@@ -122,6 +142,20 @@ def check(guardrail: Guardrail, engine: Engine | None = None) -> None:
                     "Make counted repetitions smaller.",
                     pointer=f"/rules/{i}/pattern",
                 )
+
+
+def _check_judge(rule: Judge, pointer: str, providers: Collection[str]) -> None:
+    if rule.then == "redact":
+        raise Invalid(
+            "A judge says whether, and not where: refuse what breaks its criteria.", pointer=f"{pointer}/then"
+        )
+    if rule.model.partition(":")[0] not in providers:
+        known = ", ".join(sorted(providers)) or "none: add one to the settings"
+        raise Invalid(
+            f"{rule.model!r} is no model here: write provider:model with a provider of this server ({known}).",
+            code="model.unknown",
+            pointer=f"{pointer}/model",
+        )
 
 
 def _check_place(rule: _Rule, pointer: str) -> None:

@@ -268,6 +268,8 @@ class Frame(Plain, frozen=True, kw_only=True):
     """When it began, or was to begin, where that is not when the run was made."""
     taints: tuple[Origin, ...] = ()
     """What has entered its transcript, each with where it came from first; they only grow."""
+    opinions: dict[str, bool] = {}
+    """Whether texts break criteria, by the key of the question: the latest that judges said here."""
     result: str | None = None
     error: Failure | None = None
 

@@ -283,6 +283,30 @@ class Turned(Plain, frozen=True, kw_only=True, tag="turned"):
     """All that it used, where it has ended."""
 
 
+class Consulted(Plain, frozen=True, kw_only=True, tag="consulted"):
+    """A model was asked whether a text breaks a guardrail's criteria."""
+
+    at: datetime
+    began_at: datetime
+    frame: str
+    step: int
+    call: str = ""
+    """The call whose arguments or result it is about."""
+    on: Literal["input", "output", "tool_arguments", "tool_result"]
+    guardrail: str
+    version: int
+    operator: bool = False
+    rule: int
+    """Which one of its rules, from 1."""
+    key: str
+    """Names the question: the model, the criteria and the text."""
+    verdict: Literal["passes", "breaks", "failed"]
+    error: str = ""
+    """Why there is no verdict, as a code."""
+    bill: Bill | None = None
+    """What it cost; None where it cost nothing."""
+
+
 NotedKind = Literal["sandbox.opened", "sandbox.restored", "guardrails.in_force", "guardrail.acted"]
 
 
@@ -322,7 +346,7 @@ class Noted(Plain, frozen=True, kw_only=True, tag="noted"):
 Event = (
     Began | Adopted | ModelAsked | Unfunded | Replied | ModelErred | ModelLost | Judged | FloorRaised | Intended
     | Returned | CallLost | Said | Decided | Paused | Signalled | Cancelled | GaveUp | Ticked | Turned | Asked
-    | Compacted | Noted
+    | Compacted | Consulted | Noted
 )  # fmt: skip
 
 
@@ -336,7 +360,7 @@ def bill(event: Event) -> Bill | None:
             return Bill(model=model, usage=usage, usd_micros=usd_micros, estimated=estimate is not None)
         case Compacted(model=model, usage=usage, usd_micros=usd_micros) if usage is not None:
             return Bill(model=model, usage=usage, usd_micros=usd_micros, estimated=event.estimated)
-        case ModelErred(bill=owed) | ModelLost(bill=owed):
+        case ModelErred(bill=owed) | ModelLost(bill=owed) | Consulted(bill=owed):
             return owed
     return None
 

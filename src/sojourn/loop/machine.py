@@ -220,6 +220,9 @@ def _change(agents: Agents, continuation: Continuation, event: ev.Event) -> Cont
         case ev.Judged(call=uid):
             root = tree.at_call(continuation.root, uid, lambda frame, call: calls.judge(agents, frame, call, event))
             return budgets.judged(continuation, root, uid) if root is not None else None
+        case ev.Consulted():
+            root = tree.at_frame(continuation.root, event.frame, lambda frame: replies.consulted(frame, event))
+            return replace(continuation, root=root or continuation.root)
         case ev.Turned() | ev.Noted() | ev.Asked():
             return continuation
     root = _change_root(agents, continuation.root, event)

@@ -91,14 +91,14 @@ with done as materialized (
     join saved using (n)
 ), paid as (
     insert into ledger (tenant, run_id, seq, at, user_id, agent_name, provider, model, attempt, input, cache_read,
-        cache_write, output, reasoning, usd_micros, estimated)
+        cache_write, output, reasoning, usd_micros, estimated, judge)
     select saved.tenant, saved.id, l.seq, l.at, l.user_id, l.agent_name, l.provider, l.model, l.attempt, l.input,
-        l.cache_read, l.cache_write, l.output, l.reasoning, l.usd_micros, l.estimated
+        l.cache_read, l.cache_write, l.output, l.reasoning, l.usd_micros, l.estimated, l.judge
     from unnest($34::bigint[], $35::bigint[], $36::timestamptz[], $37::text[], $38::text[], $39::text[], $40::text[],
         $41::int[], $42::bigint[], $43::bigint[], $44::bigint[], $45::bigint[], $46::bigint[], $47::bigint[],
-        $51::boolean[])
+        $51::boolean[], $53::boolean[])
         as l (n, seq, at, user_id, agent_name, provider, model, attempt, input, cache_read, cache_write, output,
-            reasoning, usd_micros, estimated)
+            reasoning, usd_micros, estimated, judge)
     join saved using (n)
 ), heard as (
     delete from inbox i using unnest($48::bigint[], $49::bigint[]) as x (n, id), saved
@@ -302,6 +302,7 @@ def _arrays(commits: list[Commit]) -> list[Any]:
         [max(map(needed, (commit.after, *commit.events))) for commit in commits],
         [row.estimated for commit in commits for row in commit.ledger],
         [commit.after.spent.estimated for commit in commits],
+        [row.judge for commit in commits for row in commit.ledger],
     ]
 
 

@@ -210,6 +210,8 @@ class LedgerRow(Plain, frozen=True, kw_only=True):
     usd_micros: int | None
     estimated: bool = False
     """The provider gave no whole count of it."""
+    judge: bool = False
+    """A guardrail's judge was asked."""
 
 
 class Paid(Plain, frozen=True, kw_only=True):

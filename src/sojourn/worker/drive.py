@@ -32,6 +32,7 @@ from sojourn.store.rows import Claimed, Commit, LedgerRow, Opened, Release
 from sojourn.store.tenant import usage
 from sojourn.worker.asking import announced
 from sojourn.worker.intake import floors
+from sojourn.worker.intake.judges import Judges
 from sojourn.worker.intake.screening import Calls
 from sojourn.worker.meter import seen
 from sojourn.worker.parts import Parts, Place, asked_by
@@ -62,9 +63,10 @@ class Drive:
             session_id=self.state.session_id,
             claimed=claimed,
             note=self.happened.put_nowait,
+            consult=lambda subject: self.judges.found(subject),
         )
-        self.calls, self.rules = Calls(parts, self.place), EMPTY
-        self.phase = self._told()
+        self.calls, self.rules = Calls(parts, self.place, lambda: self.happened.put_nowait(None)), EMPTY
+        self.judges, self.phase = Judges(parts, self.place, lambda: self.state), self._told()
         self.leaving: Leaving | None = None
         self.released: Release | None = None
         """How the run was given back, once it was."""
@@ -131,7 +133,7 @@ class Drive:
         except LeaseLost:
             log.warning("run.lease_lost", extra={"run": self.place.run_id, "fence": self.place.claimed.fence})
         finally:
-            left = [task for _, task in self.running.values()]
+            left = [task for _, task in (*self.running.values(), *self.calls.asking.values())]
             for task in left:
                 task.cancel()
             if left := [*left, *self.stopping]:
@@ -155,8 +157,11 @@ class Drive:
             after = apply(self.agents, self.state, event)
             if after is self.state:
                 continue
-            if lost := given_up(self.state, after, event):
-                for one in map(self._billed, lost):
+            lost = given_up(self.state, after, event)
+            if lost or (after.root.ended and self.judges.open):
+                cut: list[ev.Event] = [*map(self._billed, lost)]
+                cut += self.judges.given_up() if after.root.ended else []
+                for one in cut:
                     self._keep(one, apply(self.agents, self.state, one))
                 after = apply(self.agents, self.state, event)
             if after is not self.state:
@@ -204,6 +209,8 @@ class Drive:
             for effect in due(self.agents, self.state):
                 before = self.state
                 effect, announcement = await self._announcement(effect)
+                if isinstance(announcement, ev.ModelAsked) and self.judges.crowd(announcement):
+                    continue
                 self._take([announcement])
                 if self.state is not before:
                     self.starting.append(effect)
@@ -250,6 +257,10 @@ class Drive:
         """Make durable what happened and what is announced; true when the run was given back with it."""
         while True:
             await self._judge()
+            if self.calls.asking:
+                if self.leaving not in ("now", "lost"):
+                    return False  # nothing is durable of a call that may yet be refused
+                self._give_up()
             await self._announce()
             self._start(reads_only=True)
             commit = self._commit()
@@ -265,6 +276,11 @@ class Drive:
             self.committed, self.released = commit.after, commit.release
             self._forget()
             return self.released is not None
+
+    def _give_up(self) -> None:
+        """Leave what is not durable to whoever drives the run next, as after a crash."""
+        self.state, self.phase = self.committed, self._told()
+        self.events, self.ledger, self.mail, self.tally = [], [], [], Tally()
 
     def _commit(self) -> Commit:
         """All that is not durable yet."""

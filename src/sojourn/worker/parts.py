@@ -5,12 +5,14 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from sojourn.errors import StoreUnavailable
 from sojourn.guardrails.in_force import InForce
+from sojourn.guardrails.judging import Found
+from sojourn.guardrails.rules import On
 from sojourn.loop.effects import CallModel
-from sojourn.loop.events import Compacted, ModelLost, Noted
+from sojourn.loop.events import Compacted, Consulted, ModelLost, Noted
 from sojourn.models.model import Models
 from sojourn.models.prices import Prices
 from sojourn.sandboxes.placing import Opened
@@ -37,6 +39,16 @@ T = TypeVar("T")
 def asked_by(named: CallModel | ModelLost | Compacted) -> Asked:
     """The attempt at a model call that an effect or event is of."""
     return named.frame, named.step, named.attempt
+
+
+class Subject(NamedTuple):
+    """A text that judges are asked about, and where in a run it stands."""
+
+    on: On
+    frame: str
+    step: int
+    text: str
+    call: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +78,14 @@ class Parts:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Whose run an effect belongs to. `note` puts a fact into the run's journal."""
+    """Whose run an effect belongs to. `note` puts a fact into its journal, `consult` asks its judges about a text."""
 
     tenant: str
     user: str
     session_id: str
     claimed: Claimed
-    note: Callable[[Noted | Compacted], None]
+    note: Callable[[Noted | Compacted | Consulted], None]
+    consult: Callable[[Subject], Awaitable[tuple[Found, ...]]]
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)
     opened: list[Opened] = field(default_factory=list)
     """Holds the session's sandbox, once its files are known to be here."""

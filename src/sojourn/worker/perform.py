@@ -27,7 +27,7 @@ from sojourn.store.tenant import blobs
 from sojourn.tools.tool import Misused, Outcome, Tool
 from sojourn.worker.asking import request
 from sojourn.worker.intake.results import told
-from sojourn.worker.intake.screening import Pieces, ToolOutput, let_in, screened, show
+from sojourn.worker.intake.screening import Pieces, ToolOutput, let_in, refusal, screened, show
 from sojourn.worker.parts import Parts, Place
 from sojourn.worker.upkeep.sessions import sandbox_of
 
@@ -53,6 +53,8 @@ async def perform(parts: Parts, place: Place, agent: Agent, effect: Effect) -> e
 async def _call_model(parts: Parts, place: Place, agent: Agent, effect: CallModel) -> ev.Event:
     meter = place.meter(effect)
     try:
+        if why := await refusal(parts, place, agent, effect):
+            return effect.erred(parts.now(), Failure("guardrail.input", why))
         try:
             return await _stream(parts, place, await request(parts, place, agent, effect), effect)
         except ModelFailed as error:
@@ -140,7 +142,7 @@ class CallContext:
 
 async def _call_tool(parts: Parts, place: Place, agent: Agent, effect: CallTool) -> ev.Returned:
     outcome = await _run(parts, place, agent, effect)
-    text = await told(parts, place, await let_in(parts, place, effect.call, outcome.text))
+    text = await told(parts, place, await let_in(parts, place, effect, outcome.text))
     return effect.returned(parts.now(), text, failed=outcome.failed)
 
 

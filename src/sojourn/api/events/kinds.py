@@ -4,6 +4,7 @@ The rule: a type only ever gains fields, and whatever a reader does not know it 
 """
 
 from datetime import datetime
+from typing import Literal
 
 import msgspec
 
@@ -235,6 +236,26 @@ class GuardrailActed(Seen, frozen=True, kw_only=True, tag="guardrail.acted"):
     call: str | None = None
 
 
+class GuardrailConsulted(Seen, frozen=True, kw_only=True, tag="guardrail.consulted"):
+    """A judge was asked: a model, for a rule of a guardrail, whether a text breaks its criteria."""
+
+    guardrail: str
+    version: int
+    operator: bool
+    rule: int
+    """Which one of its rules, from 1."""
+    on: str
+    frame: str
+    call: str | None = None
+    model: str | None = None
+    """As `provider:model`; null where nothing was sent."""
+    verdict: Literal["passes", "breaks", "failed"]
+    error: str | None = None
+    """Why there is no verdict, as a code; what was judged did not pass then."""
+    usage: Usage | None = None
+    cost: Cost | None = None
+
+
 class ContextCompacted(Seen, frozen=True, kw_only=True, tag="context.compacted"):
     """What the model is shown of the transcript was made shorter; the transcript itself stays."""
 
@@ -269,7 +290,7 @@ Kind = (
     | ModelStarted | ModelFinished | AgentThinking | AgentMessage | ToolUse | ToolUseStarted | ToolResultSeen
     | FrameStarted | FrameFinished | ApprovalRequested | ApprovalResolved | SignalReceived
     | RunQuarantined | BudgetExhausted | SandboxOpened | SandboxRestored | ContextCompacted | ErrorSeen
-    | GuardrailsInForce | GuardrailActed
+    | GuardrailsInForce | GuardrailActed | GuardrailConsulted
 )  # fmt: skip
 
 ENDS: tuple[type[Seen], ...] = (RunCompleted, RunFailed, RunCancelled)

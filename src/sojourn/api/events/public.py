@@ -71,12 +71,31 @@ def project(run_id: str, agent: Agent | None, seq: int, event: ev.Event) -> Iter
             yield k.RunHeld(**here, by=event.by, reason=event.reason)
         case ev.Signalled(signal=signal):
             yield k.SignalReceived(**here, name=signal.name, id=signal.id, data=signal.data)
+        case ev.Consulted():
+            yield _consulted(here, event)
         case ev.Noted(kind="guardrails.in_force", data=data):
             yield k.GuardrailsInForce(**here, versions=data)  # type: ignore[arg-type]
         case ev.Noted(kind="guardrail.acted", data=data):
             yield k.GuardrailActed(**here, **data)  # type: ignore[arg-type]
         case ev.Noted(kind=kind):
             yield SANDBOX[kind](**here)  # type: ignore[misc]
+
+
+def _consulted(here: dict[str, Any], event: ev.Consulted) -> k.GuardrailConsulted:
+    return k.GuardrailConsulted(
+        **here,
+        guardrail=event.guardrail,
+        version=event.version,
+        operator=event.operator,
+        rule=event.rule,
+        on=event.on,
+        frame=event.frame,
+        call=event.call or None,
+        model=event.bill.model if event.bill else None,
+        verdict=event.verdict,
+        error=event.error or None,
+        **paid(event.bill),
+    )
 
 
 def quarantined(run: RunRow) -> k.RunQuarantined | None:

@@ -19,7 +19,7 @@ from sojourn.store.db import Connection
 
 async def put(ask: Ask[rules.Guardrail, None]) -> Answer:
     """Bring rules into force."""
-    rules.check(ask.body, ask.parts.guardrails.engine)
+    rules.check(ask.body, ask.parts.guardrails.engine, providers=ask.parts.models.endpoints())
 
     async def work(connection: Connection) -> Answer:
         caller, name = ask.principal, ask.names["name"]
@@ -78,10 +78,10 @@ async def test(ask: Ask[shapes.TryText, None]) -> Answer:
     body, tenant, guardrails = ask.body, ask.principal.tenant, ask.parts.guardrails
     if body.on == "tool_arguments":
         origin = Origin(tenant, body.user or ask.principal.user, body.agent, body.depth)
-        return Answer(
-            body=shapes.verdict(await guardrails.call(body.tool, body.text, effect=body.effect, origin=origin))
-        )
-    return Answer(body=shapes.verdict(await guardrails.text(tenant, body.on, body.text)))
+        judged = await guardrails.call(body.tool, body.text, effect=body.effect, origin=origin)
+    else:
+        judged = await guardrails.text(tenant, body.on, body.text)
+    return Answer(body=shapes.verdict(judged, guardrails.of(tenant).judges(body.on)))
 
 
 ROUTES = (
@@ -106,7 +106,7 @@ ROUTES = (
         scope="guardrails:write",
         body=rules.Guardrail,
         answers={201: (shapes.GuardrailSeen, "A new version is in force"), 200: (shapes.GuardrailSeen, "It was so")},
-        refusals=("limit.guardrails",),
+        refusals=("limit.guardrails", "model.unknown"),
         audit=Audited(action="guardrail.set", detail=_version),
         example={"rules": [{"kind": "pii", "on": ["output"], "then": "redact"}]},
     ),
@@ -148,7 +148,7 @@ ROUTES = (
         path="/v1/guardrails/test",
         handler=test,
         summary="Judge a text by the guardrails in force",
-        detail="Nothing is kept of it.",
+        detail="Nothing is kept of it, and no judge is asked: those that would be are named.",
         tag="guardrails",
         scope="guardrails:read",
         body=shapes.TryText,

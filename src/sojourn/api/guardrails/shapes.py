@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from sojourn.errors import TooNew
-from sojourn.guardrails.judging import TEXT_CHARS_MAX, Found, Judged
+from sojourn.guardrails.judging import TEXT_CHARS_MAX, Asks, Found, Judged
 from sojourn.guardrails.rules import On, Rule, decode
 from sojourn.loop.agent import EffectClass
 from sojourn.store.guardrails import Version
@@ -83,6 +83,18 @@ class FoundSeen(msgspec.Struct, frozen=True, kw_only=True):
     """Which policies decided, and what is wrong with those that could not be evaluated."""
 
 
+class JudgeSeen(msgspec.Struct, frozen=True, kw_only=True):
+    """A judge that would be asked."""
+
+    guardrail: str
+    version: int
+    operator: bool
+    rule: int
+    """Which rule of it, from 1."""
+    then: str
+    """What it wants where the text breaks its criteria, or where it does not say."""
+
+
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """What the guardrails in force say of a text."""
 
@@ -91,6 +103,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     text: str | None
     """What would go on; null where nothing would."""
     found: tuple[FoundSeen, ...]
+    judges: tuple[JudgeSeen, ...]
+    """Judges that would be asked, too; none is where the text is refused without them."""
 
 
 def seen(row: Version) -> GuardrailSeen:
@@ -110,10 +124,21 @@ def seen(row: Version) -> GuardrailSeen:
     )
 
 
-def verdict(judged: Judged) -> Verdict:
-    """Show what was said of a text."""
+def verdict(judged: Judged, judges: tuple[Asks, ...]) -> Verdict:
+    """Show what was said of a text, and who else would be asked."""
     text = None if judged.verdict == "refuse" else judged.text
-    return Verdict(verdict=judged.verdict, text=text, found=tuple(map(_found, (*judged.found, *judged.permits))))
+    left = judges if text else ()
+    return Verdict(
+        verdict=judged.verdict,
+        text=text,
+        found=tuple(map(_found, (*judged.found, *judged.permits))),
+        judges=tuple(_judge(one.found) for one in left),
+    )
+
+
+def _judge(one: Found) -> JudgeSeen:
+    rail = one.guardrail
+    return JudgeSeen(guardrail=rail.name, version=rail.version, operator=rail.operator, rule=one.rule, then=one.then)
 
 
 def _found(one: Found) -> FoundSeen:

@@ -4,7 +4,7 @@ The rule: a span is an attempt or holds attempts, and a retry, a failover or a t
 that was paid or waited for is hidden in another's time.
 
     run > step > model attempt > summary
-          step > tool attempt, wait
+          step > tool attempt, wait, judge
           step > frame (a sub-agent) > step, wait > ...
 """
 
@@ -36,7 +36,7 @@ class Span(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     id: str
     parent: str | None
-    kind: Literal["run", "frame", "step", "model", "summary", "tool", "wait"]
+    kind: Literal["run", "frame", "step", "model", "summary", "tool", "wait", "judge"]
     name: str
     started_at: datetime
     ended_at: datetime | None = None
@@ -127,6 +127,8 @@ class Book:
                     self._ask(wait, wait.created_at)
             case ev.Judged():
                 self._judged(event)
+            case ev.Consulted():
+                self._consulted(event)
             case ev.Decided() if event.wait in self.waits:
                 self._decided(self.waits[event.wait], event)
             case ev.Signalled(signal=signal):
@@ -183,6 +185,15 @@ class Book:
         id_, begun = f"{_id(event)}/summary", above.started_at if above else event.at
         self._open(Span(id=id_, parent=_id(event), kind="summary", name=event.model, started_at=begun))
         self._end(id_, event.at, "ok", **paid(ev.bill(event)))
+
+    def _consulted(self, event: ev.Consulted) -> None:
+        """A judge's call stands in the step of what it judged, in which there may be many."""
+        above, begun = self._step(event.frame, event.step, event.began_at), event.began_at
+        id_ = f"{above}/judge.{sum(span.kind == 'judge' for span in self.spans.values())}"
+        name = f"{event.guardrail}@{event.version}"
+        self._open(Span(id=id_, parent=above, kind="judge", name=name, started_at=begun))
+        error = Trouble(code=event.error, detail="The judge gave no verdict.") if event.error else None
+        self._end(id_, event.at, "failed" if error else "ok", error=error, **paid(event.bill))
 
     # ---- waits: which one ends is said, or follows from the machine's rules -------------------
 

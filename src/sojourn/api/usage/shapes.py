@@ -37,7 +37,7 @@ class UsageSeen(msgspec.Struct, frozen=True, kw_only=True):
     """What was paid, for one group or all of them."""
 
     calls: int
-    """Calls to models that cost something: replies, summaries, and what was cut."""
+    """Calls to models that cost something: replies, summaries, verdicts, and what was cut."""
     estimated_calls: int
     """Those of them that are in the sums by an estimate."""
     unpriced_calls: int
@@ -57,6 +57,8 @@ class UsageGroup(UsageSeen, frozen=True, kw_only=True, omit_defaults=True):
     user: str | None = None
     agent: str | None = None
     model: str | None = None
+    purpose: Literal["agent", "judge"] | None = None
+    """What it was asked for: an agent's replies and summaries, or a verdict of a guardrail's judge."""
     day: date | None = None
     """In UTC."""
 

@@ -175,6 +175,7 @@ def _cut(source: Continuation, step: int, *, more: bool) -> Continuation:
         waits=root.waits,
         marks=Marks(turns=step, circle=step),
         taints=below(root),
+        opinions=root.opinions,
     )
     return replace(source, root=fresh, spent=Spent(), wait=None, signals=(), heard=())
 

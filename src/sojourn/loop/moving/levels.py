@@ -11,6 +11,7 @@ takes nothing away from those beside it.
     LEVEL 3    what guardrails did: Judged, a reply withheld, a call judged, facts about them
     LEVEL 4    taints, tools that send outward, and what becomes of their calls
     LEVEL 5    limits of wall time, depth and children that are not the default, and sub-agents that are counted
+    LEVEL 6    judges: the event Consulted, the opinions of a frame
 """
 
 from typing import Final
@@ -18,9 +19,20 @@ from typing import Final
 from sojourn.loop.agent import Agent
 from sojourn.loop.budget import CHILDREN, DEPTH, Limits
 from sojourn.loop.continuation import Continuation, Frame, Signal, frames
-from sojourn.loop.events import Began, Decided, FloorRaised, Judged, Noted, Replied, Said, Signalled, Unfunded
+from sojourn.loop.events import (
+    Began,
+    Consulted,
+    Decided,
+    FloorRaised,
+    Judged,
+    Noted,
+    Replied,
+    Said,
+    Signalled,
+    Unfunded,
+)
 
-LEVEL: Final = 5
+LEVEL: Final = 6
 """What this release can read."""
 
 
@@ -33,6 +45,8 @@ def needed(value: object) -> int:
             return 5
         case Agent(tools=tools, policy=policy):
             return 4 if policy.outward != "ask" or any(tool.taints or tool.outward for tool in tools) else 0
+        case Consulted():
+            return 6
         case FloorRaised():
             return 4
         case Began(taints=known) | Said(taints=known) | Signalled(signal=Signal(taints=known)) if known:
@@ -49,10 +63,11 @@ def needed(value: object) -> int:
 def _needed(run: Continuation) -> int:
     spent = run.spent
     if spent.children or _bounds(run.limits):
-        return 5
-    level = int(run.root.ended or bool(run.prices or spent.estimated or spent.unpriced))
-    if run.floor is not None or any(signal.taints for signal in run.signals):
+        level = 5
+    elif run.floor is not None or any(signal.taints for signal in run.signals):
         level = 4
+    else:
+        level = int(run.root.ended or bool(run.prices or spent.estimated or spent.unpriced))
     return max(level, *map(_of_frame, frames(run.root)))
 
 
@@ -62,6 +77,8 @@ def _bounds(limits: Limits) -> bool:
 
 
 def _of_frame(frame: Frame) -> int:
+    if frame.opinions:
+        return 6
     if frame.limits is not None and _bounds(frame.limits):
         return 5
     if frame.taints:

@@ -169,7 +169,7 @@ def _open(continuation: Continuation) -> Iterator[Pool]:
 def charge(continuation: Continuation, event: ev.Event) -> Continuation:
     """The run, and the sub-agents round the place of the event, once it is paid for."""
     match event:
-        case ev.Replied() | ev.ModelErred() | ev.ModelLost() | ev.Compacted():
+        case ev.Replied() | ev.ModelErred() | ev.ModelLost() | ev.Compacted() | ev.Consulted():
             if (bill := ev.bill(event)) is not None:
                 steps = int(isinstance(event, ev.Replied))
                 return _charged(continuation, event.frame, lambda spent: charged(spent, bill, steps=steps))
@@ -256,6 +256,14 @@ def announced(continuation: Continuation, event: ev.ModelAsked, frame: Frame) ->
         if limit is not None:
             return _stop(continuation, pool, limit, starved=[frame], at=event.at) if pool.held == Held() else None
     return continuation
+
+
+def room(continuation: Continuation, frame: str) -> Room:
+    """What another call to a model may cost in a frame, whatever it is for."""
+    left = Room()
+    for pool in next((pools for one, pools in walk(continuation) if one.id == frame), ()):
+        left = pool.room(left)
+    return left
 
 
 def runs(call: Call) -> bool:

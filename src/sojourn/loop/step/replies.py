@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from sojourn.loop.budget import Held
 from sojourn.loop.continuation import Call, Failure, Frame, Turn
-from sojourn.loop.events import ModelAsked, ModelErred, Replied
+from sojourn.loop.events import Consulted, ModelAsked, ModelErred, Replied
 from sojourn.loop.messages import said
 from sojourn.loop.step.calls import Agents, open_call
 from sojourn.loop.step.ending import failed
@@ -18,6 +18,8 @@ BACKOFF_S, BACKOFF_MAX_S = 0.5, 30.0
 RETRY_AFTER_MAX_S = 300.0
 PATIENCE_S = 20.0
 """A provider that asks for more patience than this is left, where the chain has another one."""
+OPINIONS_MAX = 64
+"""What judges said last in a frame and is not asked again, by whoever goes on with it."""
 ANOTHER = "Your reply was withheld and nobody has read it. Give another one that keeps to this."
 
 
@@ -65,9 +67,17 @@ def retry(agents: Agents, frame: Frame, event: ModelErred) -> Frame:
     if event.retry and failures < TRIES and (last or wait_s <= PATIENCE_S):
         turn = replace(again(frame).turn, failures=failures, not_before=event.at + timedelta(seconds=wait_s))
         return replace(frame, turn=turn)
-    if not last:
+    if not last and event.error.code != "guardrail.input":  # no other model is asked what a guardrail refused
         return replace(frame, turn=Turn(model=turn.model + 1, attempt=turn.attempt + 1))
     return failed(frame, event.error)
+
+
+def consulted(frame: Frame, event: Consulted) -> Frame:
+    """Keep what a judge said."""
+    if event.verdict == "failed":
+        return frame
+    opinions = {**frame.opinions, event.key: event.verdict == "breaks"}
+    return replace(frame, opinions=dict(list(opinions.items())[-OPINIONS_MAX:]))
 
 
 def ask_model(frame: Frame, event: ModelAsked) -> Frame:

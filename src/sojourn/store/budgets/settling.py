@@ -12,7 +12,7 @@ SETTLE = """, settled as (
     insert into reservation as r (tenant, run_id, call, user_id, day, usd_micros, tokens, open)
     select saved.tenant, saved.id, p.call, saved.user_id, (now() at time zone 'UTC')::date, p.usd_micros, p.tokens,
         p.open
-    from unnest($53::bigint[], $54::text[], $55::bigint[], $56::bigint[], $57::boolean[])
+    from unnest($54::bigint[], $55::text[], $56::bigint[], $57::bigint[], $58::boolean[])
         as p (n, call, usd_micros, tokens, open)
     join saved using (n)
     on conflict (tenant, run_id, call) do update
@@ -20,7 +20,7 @@ SETTLE = """, settled as (
 ), starving as (
     insert into day_wait (tenant, run_id, wait, user_id, usd_micros, tokens)
     select saved.tenant, saved.id, s.wait, saved.user_id, s.usd_micros, s.tokens
-    from unnest($58::bigint[], $59::text[], $60::bigint[], $61::bigint[]) as s (n, wait, usd_micros, tokens)
+    from unnest($59::bigint[], $60::text[], $61::bigint[], $62::bigint[]) as s (n, wait, usd_micros, tokens)
     join saved using (n)
     on conflict do nothing
 )

@@ -11,12 +11,19 @@ from sojourn.loop.continuation import Continuation, path
 from sojourn.loop.machine import in_flight
 from sojourn.store.rows import Paid, Starved
 
-OfCall = ev.ModelAsked | ev.Replied | ev.ModelErred | ev.ModelLost | ev.Compacted
+OfCall = ev.ModelAsked | ev.Replied | ev.ModelErred | ev.ModelLost | ev.Compacted | ev.Consulted
 
 
 def call_name(call: OfCall) -> str:
     """Name a model call within its run."""
+    if isinstance(call, ev.Consulted):
+        return judge_name(call.frame, call.key)
     return f"{call.frame}#{call.step}@{call.attempt}"
+
+
+def judge_name(frame: str, key: str) -> str:
+    """Name a call to a judge within its run: the same for the same question, whoever asks it again."""
+    return f"{frame}?{key}"
 
 
 class Tally:
@@ -31,6 +38,8 @@ class Tally:
         flying, still = _calls(before), _calls(after)
         for call in flying - still:
             self._pay(Paid(call=call))
+        if isinstance(event, ev.Consulted):
+            self._pay(Paid(call=call_name(event)))
         old, new = before.spent, after.spent
         usd_micros = new.usd_micros - old.usd_micros
         tokens = new.input_tokens + new.output_tokens - old.input_tokens - old.output_tokens

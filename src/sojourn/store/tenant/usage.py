@@ -18,7 +18,7 @@ from sojourn.store.rows import LedgerRow
 
 LEDGER = """
 select seq, at, user_id, agent_name, provider, model, attempt, input, cache_read, cache_write, output, reasoning,
-    usd_micros, estimated
+    usd_micros, estimated, judge
 from ledger where tenant = (select scope_tenant()) and run_id = $1 order by seq
 """
 KEYS = {
@@ -26,6 +26,7 @@ KEYS = {
     "user": "user_id",
     "agent": "agent_name",
     "model": "provider || ':' || model",
+    "purpose": "case when judge then 'judge' else 'agent' end",
     "day": "(at at time zone 'UTC')::date",
 }
 # One look at the rows gives the groups and the whole; the page is cut out of it.
@@ -43,7 +44,7 @@ select * from (
 """
 SINCE = "select ledger_since from tenant where id = (select scope_tenant())"
 
-Key = Literal["tenant", "user", "agent", "model", "day"]
+Key = Literal["tenant", "user", "agent", "model", "purpose", "day"]
 
 
 class UsageRow(Plain, frozen=True, kw_only=True):
@@ -64,24 +65,26 @@ class UsageRow(Plain, frozen=True, kw_only=True):
 def entry(before: Continuation, event: ev.Event) -> LedgerRow | None:
     """The ledger's row for an event that is applied to `before`; None where it costs nothing."""
     match event:
-        case ev.Replied() | ev.ModelErred() | ev.ModelLost() | ev.Compacted():
+        case ev.Replied() | ev.ModelErred() | ev.ModelLost() | ev.Compacted() | ev.Consulted():
             bill = ev.bill(event)
         case _:
             return None
     if bill is None:
         return None
+    frame = (path(before.root, event.frame) or (before.root,))[-1]
     provider, _, model = bill.model.partition(":")
     return LedgerRow(
         seq=before.rev + 1,
         at=event.at,
         user_id=before.principal.user,
-        agent_name=path(before.root, event.frame)[-1].agent.name,
+        agent_name=frame.agent.name,
         provider=provider,
         model=model,
-        attempt=event.attempt,
+        attempt=1 if isinstance(event, ev.Consulted) else event.attempt,
         usage=bill.usage,
         usd_micros=bill.usd_micros,
         estimated=bill.estimated,
+        judge=isinstance(event, ev.Consulted),
     )
 
 
@@ -99,6 +102,7 @@ async def ledger(conn: Connection, run_id: str) -> list[LedgerRow]:
             usage=_usage(row),
             usd_micros=row["usd_micros"],
             estimated=row["estimated"],
+            judge=row["judge"],
         )
         for row in await conn.fetch(LEDGER, run_id)
     ]

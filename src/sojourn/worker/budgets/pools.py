@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from datetime import datetime
 
 from sojourn.loop import events as ev
+from sojourn.loop.budget import Held
 from sojourn.loop.continuation import Failure
 from sojourn.store.budgets import reserving, waking
 from sojourn.store.budgets.pools import Defaults, amount
@@ -52,6 +53,15 @@ class DayPools:
         """Let runs go on that waited for room that there is now."""
         if told := await waking.wake(self._db, ring, now(), self._defaults):
             log.info("budget.room_again", extra={"runs": told})
+
+    async def room(self, claimed: Claimed, call: str, held: Held, *, priced: bool) -> reserving.Verdict:
+        """Reserve what a call beside the replies may cost. Raises LeaseLost."""
+        wanted = reserving.Wanted(
+            call=call, usd_micros=held.usd_micros if priced else None, tokens=held.input_tokens + held.output_tokens
+        )
+        return await reserving.reserve(
+            self._db, self._worker_id, claimed=claimed, wanted=wanted, defaults=self._defaults
+        )
 
     async def refusal(
         self, claimed: Claimed, asked: ev.ModelAsked, *, tally: Tally, priced: bool

@@ -16,7 +16,7 @@ from sojourn.cli.terminal import count, money, tokens
 
 Json = dict[str, Any]
 
-KEYS = ("tenant", "user", "agent", "model", "day")
+KEYS = ("tenant", "user", "agent", "model", "purpose", "day")
 PAGE = 1000
 NEXT = re.compile(r'<([^>]+)>; rel="next"')
 ABOUT = """

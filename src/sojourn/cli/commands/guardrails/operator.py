@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from sojourn import wiring
+from sojourn import settings, wiring
 from sojourn.api.guardrails import shapes
 from sojourn.api.patterns import NAME
 from sojourn.cli.command import Shell
@@ -62,7 +62,8 @@ def put(args: Namespace, shell: Shell) -> int:
         spec = msgspec.convert(args.spec, rules.Guardrail)
     except msgspec.ValidationError as error:
         raise Invalid(f"The rules cannot be read: {error}.") from None
-    rules.check(spec, cedar.installed())
+    providers = [one.name for one in settings.load(shell.environ_for(args)).endpoints]
+    rules.check(spec, cedar.installed(), providers=providers)
 
     async def work() -> store.Version:
         by = wiring.operator()

@@ -30,7 +30,7 @@ The file names the guardrail and lists its rules; docs/guardrails.md has all kin
 
   name = "customers"
   [[rules]]
-  kind = "pii"                     # or: size, pattern, secrets, tools, hosts, cedar
+  kind = "pii"                     # or: size, pattern, secrets, tools, hosts, cedar, judge
   on = ["output", "tool_result"]   # or: input, tool_arguments
   then = "redact"                  # or: refuse, ask (a person, about a call)
 
@@ -134,6 +134,10 @@ def test(args: Namespace, shell: Shell) -> int:
             where = f"{one['guardrail']}{whose} version {one['version']}"
             why = f" ({one_line(one['why'], 500)})" if one["why"] else ""
             shell.out.line(f"  {where}, rule {one['rule']}: {one['kind']} -> {one['then']}{why}")
+        for one in found["judges"]:
+            whose = " (operator)" if one["operator"] else ""
+            where = f"{one['guardrail']}{whose} version {one['version']}"
+            shell.out.line(f"  {where}, rule {one['rule']}: a judge would be asked, and was not")
         if found["verdict"] == "redact":
             shell.out.line(f"  {one_line(found['text'], 500)}")
     return FAILED if found["verdict"] == "refuse" else OK
