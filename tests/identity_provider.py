@@ -19,7 +19,7 @@ from joserfc import jws
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 ISSUER, AUDIENCE = "https://login.example.com", "https://agents.example.com"
-TABLE = {"issuer": ISSUER, "audience": AUDIENCE, "tenant": "acme"}
+TABLE = {"issuer": ISSUER, "audience": AUDIENCE, "tenant": "acme", "confined": False}
 
 
 @cache

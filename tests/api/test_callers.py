@@ -186,7 +186,14 @@ async def test_a_secret_is_shown_once(api: Served) -> None:
     assert made["id"] in listed
     assert made["key"] not in listed
     me = (await api.get("/v1/me", key=made["key"])).json
-    assert me == {"tenant": "acme", "user_id": "ann", "key_id": made["id"], "issuer": None, "scopes": ["*"]}
+    assert me == {
+        "tenant": "acme",
+        "user_id": "ann",
+        "key_id": made["id"],
+        "issuer": None,
+        "scopes": ["*"],
+        "confined": False,
+    }
 
 
 async def test_an_approval_id_that_is_made_up_is_not_found(api: Served, things: dict[str, str]) -> None:

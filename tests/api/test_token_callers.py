@@ -44,7 +44,7 @@ async def test_a_token_is_as_good_as_a_key(api: Served) -> None:
     me = (await api.get("/v1/me", key=token())).json
     assert me == {
         "tenant": "acme", "user_id": "ann", "key_id": None, "issuer": "corp",
-        "scopes": ["agents:*", "runs:*", "sessions:*"],
+        "scopes": ["agents:*", "runs:*", "sessions:*"], "confined": False,
     }  # fmt: skip
     run_id = await api.start(key=token())
     assert (await api.get(f"/v1/runs/{run_id}", key=token())).json["user_id"] == "ann"

@@ -15,8 +15,8 @@ from sojourn.api.app import served
 from sojourn.sandboxes.bwrap import BwrapProvider
 from sojourn.store.db import Database
 
-EMPTY = {"purge", "stopped_run", "secret", "spend_day"}
-"""What workers alone write, and delete again; and what no route writes yet."""
+EMPTY = {"purge", "stopped_run", "secret", "spend_day", "upload"}
+"""What workers alone write, and delete again; what no route writes yet; and what is noted of confined callers alone."""
 UNCLONED = {"api_key", "seal_key", "data_key", "audit", "audit_head"}
 """A key opens one tenant; and the log of what was done to a tenant is its own."""
 

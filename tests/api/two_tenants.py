@@ -70,6 +70,7 @@ CALLS: dict[str, list[dict[str, Any]]] = {
     "GET /v1/admin/stops": [{}, {"params": {"after": "{stop_id}", "all": "true"}}],
     "GET /v1/admin/stops/{stop_id}/runs": [{}, {"params": {"after": "{run_id}"}}],
     "GET /v1/usage": [{}, {"params": {"by": "user,agent,model,day"}}, {"params": {"format": "csv", "by": "user"}}],
+    "GET /v1/me/usage": [{}, {"params": {"by": "user,day"}}, {"params": {"format": "csv", "by": "agent,model"}}],
     "GET /v1/audit": [
         {"params": {"user": "{user}"}}, {"params": {"action": "run.fork"}}, {"params": {"after": "1"}},
         {"params": {"format": "jsonl", "after": "10000"}},

@@ -17,10 +17,11 @@ async def test_keys_are_listed_with_their_state_their_end_and_their_last_use(api
         {**KEY, "id": "key_2", "expires_at": None, "last_used_at": AT},
         {**KEY, "id": "key_3", "replaced_by": "key_2"},
         {**KEY, "id": "key_4", "expires_at": AT},
-        {**KEY, "id": "key_5", "revoked_at": AT},
+        {**KEY, "id": "key_5", "revoked_at": AT, "confined": True},
     )
     head, *rows = (await sojourn("keys", "list")).out.splitlines()
     assert head.split() == ["KEY", "NAME", "USER", "STATE", "EXPIRES", "LAST", "USED", "SCOPES"]
+    assert [row.endswith("runs:read (confined)") for row in rows] == [False] * 4 + [True]
     shown = {row.split()[0]: re.split(r"\s{2,}", row)[3:6] for row in rows}
     assert re.fullmatch(r"in \d+ d", shown["key_1"][1])
     assert (shown["key_1"][0], shown["key_1"][2]) == ("active", "-")
@@ -61,5 +62,7 @@ async def test_a_new_key_is_alone_on_standard_output(api: ScriptedApi, sojourn: 
     assert result.out == "sk_secret\n"
     assert api.seen[-1].json == {"name": "ci", "user": "bot", "scopes": ["runs:read"], "expires_in_s": 2592000}
     assert "Idempotency-Key" not in api.seen[-1].headers
+    await sojourn("keys", "create", "ann", "--user", "ann", "--confined")
+    assert api.seen[-1].json == {"name": "ann", "user": "ann", "confined": True}
     api.answers["DELETE /v1/keys/key_1"] = b""
     assert (await sojourn("keys", "revoke", "key_1")).out == "key_1 is revoked\n"

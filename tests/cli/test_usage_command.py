@@ -42,6 +42,12 @@ async def test_the_empty_state_and_what_was_deleted_are_told(sojourn: Console, a
     assert (await sojourn("usage", "--by", "")).out.startswith("1,200 calls · 5,000 tokens in, 70 out · ~$1.500000 + ?")
 
 
+async def test_what_one_paid_oneself_is_asked_for_page_by_page(sojourn: Console, api: ScriptedApi):
+    api.answers["GET /v1/me/usage"] = lambda seen: {**PAGE, "has_more": "after" not in seen.query, "next": "c"}
+    assert len((await sojourn("usage", "--me", "--json")).json["data"]) == 4
+    assert {seen.path for seen in api.seen} == {"/v1/me/usage"}
+
+
 async def test_json_holds_every_page(sojourn: Console, api: ScriptedApi):
     def answer(seen: Seen) -> Any:
         return PAGE if seen.query.get("after") == "c" else {**PAGE, "has_more": True, "next": "c"}

@@ -48,6 +48,13 @@ async def enter(db: Database, tenant: str = "acme", user: str = "ann") -> Caller
     return await keys.authenticate(db, token)
 
 
+async def confined(db: Database, caller: Caller, user: str, *scopes: str) -> Caller:
+    """A confined caller of a tenant, by a key that may do all that there is."""
+    async with db.scoped(caller.handle) as conn:
+        _, token = await keys.create(conn, user=user, name=user, scopes=scopes or ["*"], confined=True)
+    return await keys.authenticate(db, token)
+
+
 def new_run(caller: Caller, session_id: str, text: str = "go", **fields: object) -> NewRun:
     history = fields.pop("history", ())
     agent = fields.pop("agent", AGENT)

@@ -163,9 +163,9 @@ async def test_a_word_is_worth_what_it_says_and_nothing_else(database: Database)
     said = ["acme", "ann", "corp:0123456789abcdef", "runs:read", until_s]
     signature = signed(secret, *said)
 
-    async def ask(*arguments: Any) -> Any:
+    async def ask(*arguments: Any, confined: bool = False) -> Any:
         async with database.api() as conn:
-            return await conn.fetchrow(ADMIT, *arguments)
+            return await conn.fetchrow(ADMIT, *arguments, confined)
 
     assert await ask(broker_id, *said, signature)
     assert (await ask(broker_id, *said, signature))["until"].timestamp() == until_s, "said twice, it ends no later"
@@ -173,6 +173,11 @@ async def test_a_word_is_worth_what_it_says_and_nothing_else(database: Database)
     for place, value in edits:
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await ask(broker_id, *said[:place], value, *said[place + 1 :], signature)
+    narrower = signed(secret, *said, "confined")
+    assert await ask(broker_id, *said, narrower, confined=True)
+    for mark, confined in ((narrower, False), (signature, True)):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await ask(broker_id, *said, mark, confined=confined)
     unknown = "00000000-0000-0000-0000-000000000000"
     for broker, mark in (
         (other_id, signature), (unknown, signature), (broker_id, signed(other_secret, *said)), (broker_id, b""),
@@ -200,7 +205,7 @@ async def test_even_a_broker_cannot_say_what_would_read_as_something_else(databa
         said = ("acme", user, token_id, scopes, until_s)
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             async with database.api() as conn:
-                await conn.fetchrow(ADMIT, broker_id, *said, signed(secret, *said))
+                await conn.fetchrow(ADMIT, broker_id, *said, signed(secret, *said), False)
 
 
 async def test_no_secret_is_in_what_a_statement_shows(database: Database) -> None:

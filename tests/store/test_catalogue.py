@@ -1,5 +1,7 @@
 """A walk through the catalogue: nothing in the database may stand outside the rules of migration 0003."""
 
+import re
+
 from sojourn.store.db import Connection, Database
 
 WITHOUT_TENANT = {
@@ -18,7 +20,7 @@ TIDIED = {
 """What the doors of retention delete from."""
 KEYRING_SEES_ALL = {
     "tenant", "api_key", "seal_key", "trusted_issuer", "schedule", "stop", "rate", "idempotency", "agent", "audit",
-    "audit_head", "data_key", "secret", "webhook", "webhook_delivery", "day_limit", "guardrail", *TIDIED,
+    "audit_head", "data_key", "secret", "webhook", "webhook_delivery", "day_limit", "guardrail", "upload", *TIDIED,
 }  # fmt: skip
 NOTHING_SAID = {"purge", "blob_use", "blob_tally"}
 SECRET_TO_DOORS = {"event", "body", "data", "items", "snapshot", "result", "input", "spec"}
@@ -72,6 +74,11 @@ DEFINERS = {
     "announce_run": set(),
     "announce_alert": set(),
     "sign_delivery": {"sojourn_engine"},
+    "run_owned": {"sojourn_api"},
+    "run_seen": {"sojourn_api"},
+    "blob_seen": {"sojourn_api"},
+    "note_upload": set(),
+    "queue_is_full": {"sojourn_api"},
 }
 OURS = {"sojourn_owner", "sojourn_keyring", "sojourn_api", "sojourn_engine"}
 NOT_EXTENSION = "not exists (select from pg_depend d where d.objid = {}.oid and d.deptype = 'e')"
@@ -129,7 +136,7 @@ async def _policies(conn: Connection) -> set[str]:
     )
     wrong = set()
     for row in found:
-        guarded = "( SELECT scope_tenant()" in row["rule"] or not row["permissive"]
+        guarded = re.search(r"\( SELECT scope_(tenant|whole)\(\)", row["rule"]) or not row["permissive"]
         all_of = {"sojourn_engine": ENGINE_SEES_ALL, "sojourn_keyring": KEYRING_SEES_ALL}
         if row["policy"] == "backup" and row["roles"] == ["sojourn_owner"] and row["what"] == "r":
             continue  # it owns the tables, and may take the walls down

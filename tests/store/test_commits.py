@@ -346,7 +346,7 @@ async def test_an_unknown_price_makes_the_sum_unknown(database: Database) -> Non
     async with database.scoped(caller.handle) as conn:
         assert (await runs.get(conn, hand.run_id)).usd_micros is None
         assert [line.usd_micros for line in await usage.ledger(conn, hand.run_id)] == [5, None, 7]
-        total, (group,) = await usage.totals(conn, (AT, AT + timedelta(days=1)), by=("model",))
+        total, (group,) = await usage.totals(conn, usage.Span(AT, AT + timedelta(days=1)), by=("model",))
         assert (total.calls, total.unpriced_calls, total.usd_micros) == (3, 1, 12)
         assert group == replace(total, keys=("sim:a",))
 

@@ -45,7 +45,7 @@ async def test_a_session_goes_as_a_whole_and_its_bill_stays(database: Database) 
         async with database.engine() as engine:
             await engine.execute(DELTA, caller.tenant, second)
         async with database.scoped(caller.handle) as conn:
-            paid, _ = await usage.totals(conn, EVER)
+            paid, _ = await usage.totals(conn, usage.Span(*EVER))
         await age(database, 31)
         kept = await finished(database, worker, caller)
     gone = await expire(database, days=30)
@@ -56,7 +56,7 @@ async def test_a_session_goes_as_a_whole_and_its_bill_stays(database: Database) 
     assert found["journal"] == found["message"] == found["run"] == {kept}
     assert not found["purge"] | found["delta"] | found["inbox"]
     async with database.scoped(caller.handle) as conn:
-        after, _ = await usage.totals(conn, EVER)
+        after, _ = await usage.totals(conn, usage.Span(*EVER))
         assert after.calls == paid.calls + 2
         with pytest.raises(NotFound):
             await runs.get(conn, first)

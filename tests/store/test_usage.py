@@ -37,7 +37,7 @@ async def pay(database: Database, tenant: str, rows: int) -> None:
 
 async def sums(database: Database, caller: Principal, *by: Any, **more: Any) -> tuple[usage.UsageRow, Any]:
     async with database.scoped(caller.handle) as conn:
-        return await usage.totals(conn, more.pop("span", EVER), by=by, **more)
+        return await usage.totals(conn, usage.Span(*more.pop("span", EVER)), by=by, **more)
 
 
 async def test_sums_are_by_what_is_asked_for_and_of_the_tenant_alone(database: Database) -> None:

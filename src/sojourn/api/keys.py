@@ -31,6 +31,8 @@ class CreateKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """Whom it acts for; yourself where it is not said."""
     scopes: Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=64)] | None = None
     """What it allows; as much as your own where it is not said."""
+    confined: bool = False
+    """Its callers see and touch what is its user's alone. Scopes that are about the whole tenant then allow nothing."""
     expires_in_s: Annotated[int, Meta(ge=60, le=10 * 366 * 86400)] | None = None
 
 
@@ -49,6 +51,8 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     last_used_at: datetime | None
     replaced_by: str | None
     """Its successor. The key itself ends at `expires_at`."""
+    confined: bool
+    """Its callers see and touch what is its user's alone."""
 
 
 class ReplaceKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -82,6 +86,8 @@ class Me(msgspec.Struct, frozen=True, kw_only=True):
     issuer: str | None
     """The issuer of the token, by its name in the server's settings, where it is one."""
     scopes: tuple[str, ...]
+    confined: bool
+    """You see and touch what is your user's, and nothing else of the tenant."""
 
 
 async def make(ask: Ask[CreateKey, None]) -> Answer:
@@ -105,6 +111,7 @@ async def make(ask: Ask[CreateKey, None]) -> Answer:
             name=body.name,
             scopes=wanted,
             expires_at=ask.parts.now() + lives if lives else None,
+            confined=body.confined,
         )
         return Answer(status=201, body=NewKey(**msgspec.structs.asdict(_seen(row)), key=token))
 
@@ -155,6 +162,7 @@ async def me(ask: Ask[None, None]) -> Answer:
             key_id=None if caller.issuer else caller.key_id,
             issuer=caller.issuer or None,
             scopes=tuple(sorted(caller.scopes)),
+            confined=caller.confined,
         )
     )
 
@@ -168,6 +176,7 @@ def _told(ask: Ask[Any, None], answer: Answer) -> dict[str, str]:
     """What the audit log says of a new key."""
     until = answer.body.expires_at
     made = {"name": answer.body.name, "user": answer.body.user_id, "scopes": " ".join(answer.body.scopes)}
+    made |= {"confined": "yes"} if answer.body.confined else {}
     return {**made, "expires_at": until.isoformat()} if until else made
 
 

@@ -87,6 +87,11 @@ class Ask(Generic[B, Q]):
             yield connection
 
 
+def own(ask: Ask[Any, Any]) -> str | None:
+    """The user whom a caller is confined to: said to a list, it is found by an index."""
+    return ask.principal.user if ask.principal.confined else None
+
+
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """What a handler says."""
 

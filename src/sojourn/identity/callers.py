@@ -6,6 +6,9 @@ The rule: a token is one or the other by its shape; both end in a handle that th
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
+from msgspec.structs import replace
+
+from sojourn.identity import scopes
 from sojourn.identity.issuers import Issuer, Issuers, refusal
 from sojourn.store.db import Database
 from sojourn.store.rows import Principal
@@ -21,6 +24,10 @@ class Callers:
 
     async def principal(self, token: str) -> Principal:
         """Say who sends a token. Raises Unauthenticated, IssuerUnavailable and StoreUnavailable."""
+        found = await self._known(token)
+        return replace(found, scopes=scopes.within(found.scopes)) if found.confined else found
+
+    async def _known(self, token: str) -> Principal:
         if self._issuers and token.count(".") == 2:
             caller = await self._issuers.vouch(token)
             if (principal := await self._broker.admit(caller)) is None:

@@ -67,6 +67,8 @@ class Issuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         "runs:*", "sessions:*", "agents:*", "schedules:*", "approvals:*", "budgets:raise"
     )  # fmt: skip
     """No token allows more than this."""
+    confined: bool = True
+    """Whether its callers see and touch what is their own alone."""
     clock_skew_s: Annotated[int, Meta(ge=0, le=300)] = 30
 
     def __post_init__(self) -> None:
@@ -159,6 +161,7 @@ class Issuers:
             issuer=name,
             scopes=_allowed(issuer, claims.get(issuer.scopes_claim)),
             until_s=until_s,
+            confined=issuer.confined,
         )
 
 

@@ -34,6 +34,11 @@ SCOPES: Mapping[str, str] = {
     "admin:metrics": "Read the server's metrics, which count all tenants.",
 }
 """Every scope, and what it allows."""
+CONFINED = frozenset({
+    "runs:read", "runs:write", "sessions:read", "sessions:write", "agents:read", "schedules:read", "approvals:read",
+    "approvals:decide", "budgets:raise", "usage:read",
+})  # fmt: skip
+"""Those that a confined caller may have; the others are about the whole tenant."""
 
 
 def allows(held: Collection[str], wanted: str) -> bool:
@@ -42,10 +47,17 @@ def allows(held: Collection[str], wanted: str) -> bool:
     return wanted in held or f"{area}:*" in held or "*" in held
 
 
-def require(held: Collection[str], wanted: str) -> None:
+def within(held: Collection[str]) -> frozenset[str]:
+    """What is left of scopes for a confined caller."""
+    return frozenset(scope for scope in CONFINED if allows(held, scope))
+
+
+def require(held: Collection[str], wanted: str, *, confined: bool = False) -> None:
     """Raise Forbidden, naming the scope, where it is not held."""
     if not allows(held, wanted):
         error = Forbidden(f"This needs a key with the scope {wanted}; yours has {_listed(held)}.")
+        if confined and wanted not in CONFINED:
+            error = Forbidden(f"This needs the scope {wanted}, and you are confined to what is your user's.")
         error.scope = wanted
         raise error
 

@@ -74,7 +74,8 @@ from unnest($2::text[], $3::bigint[]) as lease (id, fence)
 where r.lease_worker = $1 and r.id = lease.id and r.fence = lease.fence
 """
 
-# One answer of five kinds of rows; an agent brings the sub-agents that its tools name.
+# One answer of five kinds of rows; an agent brings the sub-agents that its tools name. A history is of the run's own
+# session, whatever its snapshot says: who wrote that may be confined, and a worker is not.
 OPEN = f"""
 with recursive agent (digest, subs, spec) as (
     select digest, subs, spec from agent_spec where tenant = $1 and digest = any($7::text[])
@@ -87,6 +88,8 @@ from message where tenant = $1 and run_id = $2 and frame_id = any($3::text[])
 union all
 select 'body', '/', m.slot, m.body
 from unnest($4::text[], $5::int[], $6::int[]) as segment (run_id, start, stop)
+join run before on before.tenant = $1 and before.id = segment.run_id
+join run r on r.tenant = $1 and r.id = $2 and r.session_id = before.session_id
 join message m on m.tenant = $1 and m.run_id = segment.run_id and m.frame_id = '/'
     and m.slot >= segment.start and m.slot < segment.stop
 union all

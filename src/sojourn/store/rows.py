@@ -35,6 +35,11 @@ class Principal(Plain, frozen=True, kw_only=True):
     issuer: str = ""
     """Who issued the caller's token, by its name in the settings; `key_id` then names the token. Empty with a key."""
 
+    @property
+    def confined(self) -> bool:
+        """Whether it sees and touches what is its user's alone: the handle says so, and the database keeps it."""
+        return self.handle.split("|")[5:6] == ["confined"]
+
     def __repr__(self) -> str:
         return f"Principal(tenant={self.tenant!r}, user={self.user!r}, key_id={self.key_id!r})"
 
@@ -52,6 +57,7 @@ class KeyRow(Plain, frozen=True, kw_only=True):
     revoked_at: datetime | None
     last_used_at: datetime | None
     replaced_by: str | None
+    confined: bool
 
 
 # ---- runs ------------------------------------------------------------------------------------

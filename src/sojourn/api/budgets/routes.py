@@ -24,7 +24,7 @@ async def page(ask: Ask[None, shapes.ListQuery]) -> Answer:
         shown = named[: asked.limit]
         both = await pools.pools(connection, shown or [ask.principal.user], defaults)
         each = await pools.bounds(connection, "users")
-    whole = () if asked.after or asked.user is not None else (shapes.seen(both[0][0]),)
+    whole = () if asked.after or asked.user is not None or ask.principal.confined else (shapes.seen(both[0][0]),)
     more = len(named) > asked.limit
     return Answer(
         body=shapes.BudgetsPage(

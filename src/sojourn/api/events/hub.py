@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import islice
+from itertools import islice, takewhile
 from typing import NamedTuple
 
 from sojourn.api.events import sse
@@ -44,6 +44,10 @@ HELD_BYTES_MAX = 256 << 10
 """How much is kept for a follower that still reads the past."""
 UNSENT_BYTES_MAX = 256 << 10
 """A client with so much underway is behind."""
+
+
+Wall = tuple[str, str | None]
+"""A tenant, and the user where a caller is confined."""
 
 
 class Follower:
@@ -168,11 +172,11 @@ class Desk:
 
 
 class Hub:
-    """The readers of one process, at a desk for each tenant."""
+    """The readers of one process, at a desk for each tenant, and for each of its users who is confined."""
 
     def __init__(self, database: Database, doorbell: Doorbell, *, followers_max: int, tenant_max: int) -> None:
         self._database, self._doorbell = database, doorbell
-        self._desks: dict[str, Desk] = {}
+        self._desks: dict[Wall, Desk] = {}
         self._max, self._tenant_max = followers_max, tenant_max
         self._counts = Counter[str]()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -216,8 +220,8 @@ class Hub:
     @contextmanager
     def follow(self, run_id: str, follower: Follower) -> Iterator[Reader]:
         """Have a run read for as long as somebody follows it."""
-        tenant = follower.principal.tenant
-        desk = self._desks.setdefault(tenant, Desk(tenant))
+        wall = _wall(follower.principal)
+        desk = self._desks.setdefault(wall, Desk(wall[0]))
         reader = desk.readers.setdefault(run_id, Reader())
         reader.followers.add(follower)
         try:
@@ -226,8 +230,8 @@ class Hub:
             reader.followers.discard(follower)
             if not reader.followers and desk.readers.get(run_id) is reader:
                 del desk.readers[run_id]
-            if not desk.readers and self._desks.get(tenant) is desk:
-                del self._desks[tenant]
+            if not desk.readers and self._desks.get(wall) is desk:
+                del self._desks[wall]
 
     async def join(self, reader: Reader, run_id: str, follower: Follower) -> tuple[int, bytes]:
         """Let a follower hear what comes; returns how far the past goes and what is being made at this moment."""
@@ -235,7 +239,7 @@ class Hub:
             if reader.tape is None or reader.tape.seq < follower.seq:  # it heard more elsewhere than is known here
                 async with self._database.scoped(follower.principal.handle) as connection:
                     reader.begin(await _begin(connection, run_id))
-                desk = self._desks[follower.principal.tenant]
+                desk = self._desks[_wall(follower.principal)]
                 desk.rows.add(run_id)  # it may have rung while the reader began
                 desk.pieces.add(run_id)
                 self._wake(desk)
@@ -315,6 +319,11 @@ class Hub:
                     await desk.woken.wait()
 
 
+def _wall(caller: Principal) -> Wall:
+    """Whose handles are good for the same runs."""
+    return caller.tenant, caller.user if caller.confined else None
+
+
 async def _begin(connection: Connection, run_id: str) -> Tape:
     """Start reading where the run stands now."""
     run = await runs.continuation(connection, run_id)
@@ -322,7 +331,9 @@ async def _begin(connection: Connection, run_id: str) -> Tape:
     tape = Tape(run_id, agent, run.rev, _running(run))
     tape.ended = run.root.ended
     while pieces := (await deltas.read(connection, {run_id: tape.delta}, limit=PIECES))[run_id]:
-        tape.take(pieces, ())
+        tape.take(known := list(takewhile(tape.knows, pieces)), ())
+        if len(known) < len(pieces):
+            break  # of an attempt that began since: the row that says so is read with them
     return tape
 
 

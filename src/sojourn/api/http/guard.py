@@ -171,7 +171,7 @@ async def _permit(request: web.Request, route: Route, live: Live) -> tuple[str, 
     token = token.strip()
     principal = request[CALLER] = await live.tokens.principal(token)
     if route.scope:
-        scopes.require(principal.scopes, route.scope)
+        scopes.require(principal.scopes, route.scope, confined=principal.confined)
     return token, principal
 
 

@@ -13,7 +13,7 @@ from sojourn.api.guardrails.screen import screened_input
 from sojourn.api.http.once import once
 from sojourn.api.http.pages import Page
 from sojourn.api.parts import INBOX_BELL, WORK_BELL
-from sojourn.api.route import Answer, Ask, Audited, Route
+from sojourn.api.route import Answer, Ask, Audited, Route, own
 from sojourn.api.runs import shapes, trace, wait
 from sojourn.api.runs.create import create
 from sojourn.api.runs.hear import heard
@@ -95,7 +95,7 @@ async def page(ask: Ask[None, ListQuery]) -> Answer:
         status=asked.status,
         agent=asked.agent,
         session_id=asked.session,
-        user_id=asked.user,
+        user_id=asked.user or own(ask),
         schedule=asked.schedule,
     )
     async with ask.transaction() as connection:

@@ -7,7 +7,7 @@ import msgspec
 
 from sojourn.api.http.once import once
 from sojourn.api.http.pages import Page
-from sojourn.api.route import Answer, Ask, Audited, Route
+from sojourn.api.route import Answer, Ask, Audited, Route, own
 from sojourn.store.db import Connection
 from sojourn.store.retention import deletion
 from sojourn.store.rows import SessionRow
@@ -51,7 +51,7 @@ async def make(ask: Ask[CreateSession, None]) -> Answer:
 async def page(ask: Ask[None, Page]) -> Answer:
     """List sessions."""
     async with ask.transaction() as connection:
-        found = await sessions.page(connection, after=ask.query.after, limit=ask.query.limit)
+        found = await sessions.page(connection, after=ask.query.after, limit=ask.query.limit, user_id=own(ask))
     rows = tuple(_seen(row) for row in found.rows)
     return Answer(body=SessionsPage(data=rows, has_more=found.next is not None, next=found.next))
 

@@ -33,6 +33,8 @@ def create(args: Namespace, shell: Shell) -> int:
     body: dict[str, Any] = {"name": args.name}
     if args.user:
         body["user"] = args.user
+    if args.confined:
+        body["confined"] = True
     if args.scope:
         body["scopes"] = args.scope
     if args.days is not None:
@@ -79,6 +81,7 @@ def list_keys(args: Namespace, shell: Shell) -> int:
 
 def _row(key: dict[str, Any]) -> tuple[str, ...]:
     used, scopes = ago(key.get("last_used_at")), " ".join(key.get("scopes") or ())
+    scopes += " (confined)" if key.get("confined") else ""
     expires = ahead(key["expires_at"]) if key.get("expires_at") else "never"
     ended = "revoked" if key.get("revoked_at") else "expired" if expires == "now" else ""
     state = ended or ("replaced" if key.get("replaced_by") else "active")
@@ -108,10 +111,15 @@ COMMANDS = {
                         action="append",
                         help="what it may do; again for more; yours if none",
                     ),
+                    flag("--confined", action="store_true", help="it sees and touches what is USER's, and no more"),
                     flag("--days", metavar="N", type=int, help="it expires after so many days"),
                     JSON,
                 ),
-                examples=("sojourn keys create ci --days 30", "export SOJOURN_API_KEY=$(sojourn keys create laptop)"),
+                examples=(
+                    "sojourn keys create ci --days 30",
+                    "sojourn keys create ann-phone --user ann --confined --scope 'runs:*' --scope 'approvals:*'",
+                    "export SOJOURN_API_KEY=$(sojourn keys create laptop)",
+                ),
             ),
             "recover": Command(
                 "Make the local key anew, without any key",

@@ -26,12 +26,7 @@ select status, snapshot, needs, priority, input, labels, mail_last > mail_read a
 where tenant = (select scope_tenant()) and id = $1 for no key update
 """
 PLACE = """
-select closed_at is not null as closed, queued_max, (
-    select count(*) from (
-        select from run
-        where tenant = s.tenant and status = 'queued' and (start_at is null or start_at <= now()) limit queued_max
-    ) as queued
-) >= queued_max as full
+select closed_at is not null as closed, queued_max, queue_is_full(queued_max, false) as full
 from session s cross join lateral (
     select coalesce(queued_max, $2) as queued_max from tenant where id = s.tenant offset 0
 ) as t
@@ -51,13 +46,15 @@ select scope_tenant(), $1, frame_id, slot, body
 from unnest($2::text[], $3::int[], $4::bytea[]) as message (frame_id, slot, body)
 """
 ARRIVE = """
-insert into imported_run as known (tenant, run_id, rev, became) values (scope_tenant(), $1, $2, $3)
+insert into imported_run as known (tenant, run_id, rev, became)
+values (scope_tenant(), coalesce(scope_own() || '|', '') || $1, $2, $3)
 on conflict (tenant, run_id) do update set rev = excluded.rev, became = excluded.became, imported_at = now()
 where known.rev < excluded.rev
 returning true
 """
 KNOWN = """
-select rev, became from imported_run where tenant = (select scope_tenant()) and run_id = $1
+select rev, became from imported_run
+where tenant = (select scope_tenant()) and run_id = coalesce(scope_own() || '|', '') || $1
 """
 LIVES = "select exists (select from run where tenant = (select scope_tenant()) and id = $1)"
 

@@ -19,17 +19,8 @@ from sojourn.store.runs.snapshots import encode, freeze, text
 
 CREATE = f"""
 with place as (
-    select s.tenant, s.id, s.closed_at, t.queued_max, (
-        select count(*) from (
-            select from run where tenant = s.tenant and status = 'queued' limit t.queued_max
-        ) as queued
-    ) >= t.queued_max and (
-        select count(*) from (
-            select from run where tenant = s.tenant and status = 'queued'
-                and coalesce(start_at > now(), false) = ($26::timestamptz is not null)
-            limit t.queued_max
-        ) as alike
-    ) >= t.queued_max as full, (
+    select s.tenant, s.id, s.closed_at, t.queued_max,
+        queue_is_full(t.queued_max, $26::timestamptz is not null) as full, (
         select id from run
         where tenant = s.tenant and session_id = s.id and finished_at is not null
         order by finished_at desc limit 1

@@ -16,7 +16,7 @@ from sojourn.store.db import Database
 from sojourn.store.rows import Principal
 
 OPEN = "select id, secret from open_broker()"
-ADMIT = "select handle, until from admit($1, $2, $3, $4, $5, $6, $7)"
+ADMIT = "select handle, until from admit($1, $2, $3, $4, $5, $6, $7, $8)"
 
 
 class Vouched(Plain, frozen=True, kw_only=True):
@@ -31,6 +31,8 @@ class Vouched(Plain, frozen=True, kw_only=True):
     scopes: frozenset[str]
     until_s: int
     """When the token ends, in seconds since 1970; at most five minutes ahead."""
+    confined: bool = False
+    """It sees and touches what is its user's alone."""
 
 
 class _Word(NamedTuple):
@@ -78,6 +80,7 @@ class Broker:
     async def _asked(self, word: _Word, caller: Vouched) -> asyncpg.Record | None:
         scopes = " ".join(sorted(caller.scopes))
         said = (caller.tenant, caller.user, caller.token_id, scopes, caller.until_s)
-        signature = hmac.digest(word.secret, "|".join(map(str, said)).encode(), hashlib.sha256)
+        signed = "|".join(map(str, (*said, "confined") if caller.confined else said))
+        signature = hmac.digest(word.secret, signed.encode(), hashlib.sha256)
         async with self._database.api() as connection:
-            return await connection.fetchrow(ADMIT, word.broker_id, *said, signature)
+            return await connection.fetchrow(ADMIT, word.broker_id, *said, signature, caller.confined)

@@ -8,6 +8,7 @@ import re
 import secrets
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
+from typing import TypedDict, Unpack
 
 import asyncpg  # type: ignore[import-untyped]
 
@@ -19,11 +20,12 @@ from sojourn.store.db import Connection, Database
 from sojourn.store.rows import KeyRow, Principal
 
 AUTHENTICATE = "select * from authenticate($1)"
-CREATE = "select create_key($1, $2, $3, $4, $5, $6, $7)"
+CREATE = "select create_key($1, $2, $3, $4, $5, $6, $7, $8)"
 REPLACE = "select replace_key($1, $2, $3, $4, $5)"
 FOUND = "select found_tenant($1, $2, $3, $4, $5, $6)"
 ROWS = """
-select id, prefix, user_id, name, scopes, created_at, expires_at, revoked_at, last_used_at, replaced_by
+select id, prefix, user_id, name, scopes, created_at, expires_at, revoked_at, last_used_at, replaced_by,
+    confined
 from api_key where tenant = (select scope_tenant())
 """
 PAGE = f"{ROWS} and (created_at, id) < ($1, $2) order by created_at desc, id desc limit $3"
@@ -61,16 +63,25 @@ async def authenticate(db: Database, token: str) -> Principal:
     )
 
 
+class Terms(TypedDict, total=False):
+    """What may be said of a new key beside."""
+
+    expires_at: datetime | None
+    confined: bool
+    """It sees and touches what is its user's alone."""
+
+
 async def create(
-    conn: Connection, *, user: str, name: str, scopes: Collection[str], expires_at: datetime | None = None
+    conn: Connection, *, user: str, name: str, scopes: Collection[str], **terms: Unpack[Terms]
 ) -> tuple[KeyRow, str]:
     """Make a key for a user of the caller's tenant; give its row and its token, which is never shown again.
 
-    Raises Forbidden where the caller's own key may not manage keys (admin:keys, admin:* or *).
+    Raises Forbidden where the caller's own key may not manage keys (admin:keys, admin:* or *), or is confined.
     """
     key_id, token = _new()
+    given = (key_id, _hash(token), token[:SHOWN], user, name, list(scopes))
     try:
-        await conn.execute(CREATE, key_id, _hash(token), token[:SHOWN], user, name, list(scopes), expires_at)
+        await conn.execute(CREATE, *given, terms.get("expires_at"), terms.get("confined", False))
     except asyncpg.InsufficientPrivilegeError:
         raise _forbidden() from None
     return await get(conn, key_id), token

@@ -94,9 +94,13 @@ async def still(conn: Connection, session_id: str) -> SessionRow:
     return await get(conn, session_id)
 
 
-async def page(conn: Connection, *, after: str | None = None, limit: int = 50) -> SessionPage:
-    """Read a page of sessions, newest first."""
-    found = await conn.fetch(f"{ROWS} and id < $1 order by id desc limit $2", after or NEWEST, limit + 1)
+async def page(
+    conn: Connection, *, after: str | None = None, limit: int = 50, user_id: str | None = None
+) -> SessionPage:
+    """Read a page of sessions, newest first; those of one user, if given."""
+    whose, given = ("and user_id = $3", [user_id]) if user_id is not None else ("", [])
+    statement = f"{ROWS} and id < $1 {whose} order by id desc limit $2"
+    found = await conn.fetch(statement, after or NEWEST, limit + 1, *given)
     rows = tuple(SessionRow(**row) for row in found[:limit])
     return SessionPage(rows, rows[-1].id if len(found) > limit else None)
 

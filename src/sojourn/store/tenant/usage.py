@@ -6,7 +6,7 @@ and how many calls are not in it, because nobody told their price.
 
 from collections.abc import Sequence
 from datetime import date, datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import asyncpg  # type: ignore[import-untyped]
 
@@ -38,13 +38,21 @@ select * from (
         coalesce(sum(input), 0)::bigint as input, coalesce(sum(cache_read), 0)::bigint as cache_read,
         coalesce(sum(cache_write), 0)::bigint as cache_write, coalesce(sum(output), 0)::bigint as output,
         coalesce(sum(reasoning), 0)::bigint as reasoning
-    from ledger where tenant = (select scope_tenant()) and at >= $1 and at < $2
+    from ledger where tenant = (select scope_tenant()) and at >= $1 and at < $2 {whose}
     group by grouping sets ({sets})
 ) as found where whole {after} order by {order} limit $3
 """
 SINCE = "select ledger_since from tenant where id = (select scope_tenant())"
 
 Key = Literal["tenant", "user", "agent", "model", "purpose", "day"]
+
+
+class Span(NamedTuple):
+    """What to sum up: from one time up to another, of the tenant or of one user."""
+
+    since: datetime
+    until: datetime
+    user: str | None = None
 
 
 class UsageRow(Plain, frozen=True, kw_only=True):
@@ -110,13 +118,13 @@ async def ledger(conn: Connection, run_id: str) -> list[LedgerRow]:
 
 async def totals(
     conn: Connection,
-    span: tuple[datetime, datetime],
+    span: Span,
     *,
     by: Sequence[Key] = (),
     after: Sequence[str | date] = (),
     limit: int = 1000,
 ) -> tuple[UsageRow, list[UsageRow]]:
-    """Sum what the tenant paid from the first time up to the second: all of it, and the groups beyond those `after`."""
+    """Sum what was paid in a span: all of it, and the groups beyond those `after`."""
     places = range(1, len(by) + 1)
     keys = [f"k{n}" for n in places]
     given = f"({', '.join(keys)}) > ({', '.join(f'${n + 3}' for n in places)})" if after else "true"
@@ -126,8 +134,10 @@ async def totals(
         sets=f"({', '.join(KEYS[key] for key in by)}), ()" if by else "()",
         after=f"or {given}" if by else "",
         order=", ".join(["whole desc", *keys]),
+        whose=f"and user_id = ${len(after) + 4}" if span.user is not None else "",
     )
-    found = await conn.fetch(statement, *span, limit + 1, *after)
+    user = () if span.user is None else (span.user,)
+    found = await conn.fetch(statement, span.since, span.until, limit + 1, *after, *user)
     whole, *groups = (_row(row, () if row["whole"] else keys) for row in found)
     return whole, groups
 

@@ -36,12 +36,12 @@ def usage(args: Namespace, shell: Shell) -> int:
         raise Stop(f"--by takes some of {','.join(KEYS)}, not {wrong[0]}.", USAGE)
     since, until = (past(text) if text is not None else None for text in (args.since, args.until))
     asked: Json = {"by": ",".join(by), "since": since, "until": until}
-    client = shell.client()
+    client, path = shell.client(), "/v1/me/usage" if args.me else "/v1/usage"
     if args.csv:
-        for text in _sheets(client, {**asked, "format": "csv", "limit": PAGE}):
+        for text in _sheets(client, path, {**asked, "format": "csv", "limit": PAGE}):
             shell.out.write(text)
         return OK
-    found = _whole(client, {**asked, "limit": PAGE})
+    found = _whole(client, path, {**asked, "limit": PAGE})
     if args.json:
         shell.print_json(found)
     else:
@@ -49,19 +49,19 @@ def usage(args: Namespace, shell: Shell) -> int:
     return OK
 
 
-def _whole(client: Client, query: Json) -> Json:
+def _whole(client: Client, path: str, query: Json) -> Json:
     """All pages as one."""
-    found: Json = client.get("/v1/usage", **query)
+    found: Json = client.get(path, **query)
     page = found
     while page["has_more"]:
-        page = client.get("/v1/usage", by=query["by"], limit=PAGE, after=page["next"])
+        page = client.get(path, by=query["by"], limit=PAGE, after=page["next"])
         found["data"] += page["data"]
     return {**found, "has_more": False, "next": None}
 
 
-def _sheets(client: Client, query: Json) -> Iterator[str]:
+def _sheets(client: Client, path: str, query: Json) -> Iterator[str]:
     """The pages of the sheet, with the heads of the first alone."""
-    path, heads = "/v1/usage", True
+    heads = True
     while path:
         with client.open("GET", path, query=query) as response:
             text = response.read().decode()
@@ -111,6 +111,7 @@ COMMANDS = {
         "Show what was paid for models, by user, agent, model or day",
         usage,
         flags=(
+            flag("--me", action="store_true", help="of your own user alone; needs runs:read and not usage:read"),
             flag("--by", metavar="KEYS", default="model", help=f"group by some of {','.join(KEYS)} (default: model)"),
             flag("--since", metavar="TIME", help="from then on: 7d, 12h, or 2027-01-31 (default: 30 days)"),
             flag("--until", metavar="TIME", help="up to then (default: now)"),
@@ -122,6 +123,7 @@ COMMANDS = {
             "sojourn usage --by user,model --since 7d",
             "sojourn usage --by day --since 2027-01-01 --until 2027-02-01",
             "sojourn usage --by user,agent,day --csv",
+            "sojourn usage --me --by day",
         ),
     )
 }
