@@ -187,3 +187,27 @@ async def test_an_end_that_is_told_while_a_stream_joins_holds(
     with live.follow(run_id, late) as reader:
         await live.join(reader, run_id, late)
         assert late.ended, "the process stopped before it came"
+
+
+async def test_deltas_of_an_attempt_that_begins_while_a_reader_joins_are_heard(
+    api: Served, player: Player, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks at the run before the attempt is announced, and at the deltas when the first one is there."""
+    run_id = await api.start()
+    play = await player.take(run_id)
+    look = hub.runs.continuation
+
+    async def looked(*given):
+        found = await look(*given)
+        if not play.state.root.turn.sent:
+            play.asked()
+            await play.commit()
+            play.delta("it is said once")
+            async with database.engine() as engine, asyncio.timeout(30):
+                while not await engine.fetchval("select count(*) from delta where run_id = $1", run_id):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+        return found
+
+    monkeypatch.setattr(hub.runs, "continuation", looked)
+    async with follow(api, run_id) as reading, asyncio.timeout(30):
+        assert "it is said once" in str((await reading.until("delta.message")).data)
