@@ -1,8 +1,8 @@
 # `make help` lists the targets. Everything is done in .venv; a target sets up what it needs.
 
 VENV := .venv
-# Tests that run side by side: they mostly wait for processes, so two for each core.
-LANES ?= 4
+# Tests that run side by side: they mostly wait for processes, so more than two for each core.
+LANES ?= 5
 # CI looks again, alone, at what failed among all the others.
 FAILED ?= exit
 BIN := $(VENV)/bin
