@@ -85,9 +85,9 @@ async def _killed(installation: Installation, simulator: Simulator) -> None:
     stuck = [await installation.run(**goal("stuck", input=f"go {n}", limits=limits)) for n in range(2)]
     await until(lambda: len(simulator.requests()) == 9)
     assert (await pool(installation))["held"] == "20.000000"
-    for worker in installation.workers:
+    for worker in installation.workers:  # all at once, so that none takes over from another
         worker.kill()
-        await worker.wait()
+    await asyncio.gather(*(worker.wait() for worker in installation.workers))
     assert (await pool(installation))["held"] == "20.000000", "nobody knows yet what became of the calls"
     await bounded(installation, 7 * TOKENS + 4 * TOKENS)
     await installation.start_worker()
