@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple, TypeVar
@@ -85,7 +85,7 @@ class Place:
     session_id: str
     claimed: Claimed
     note: Callable[[Noted | Compacted | Consulted], None]
-    consult: Callable[[Subject], Awaitable[tuple[Found, ...]]]
+    consult: Callable[[Subject], Coroutine[None, None, tuple[Found, ...]]]
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)
     opened: list[Opened] = field(default_factory=list)
     """Holds the session's sandbox, once its files are known to be here."""

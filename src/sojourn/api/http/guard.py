@@ -139,9 +139,11 @@ def guarded(route: Route, parts: Api, live: Live) -> Inner:
             query=parse.query(request.query, route.query) if route.query else None,
             raw=raw,
         )
-        if counted:
-            answer = await _counted_beside(ask, counted)
+        if counted and route.counted_meanwhile:
+            answer = await _counted_meanwhile(ask, counted)
         else:
+            if counted:
+                await _count(ask, counted)
             answer = await route.handler(ask)
         return answer if isinstance(answer, web.StreamResponse) else respond(answer)
 
@@ -186,12 +188,10 @@ def _counted(request: web.Request, route: Route, principal: Principal, live: Liv
     return Counted(principal=principal, class_=class_, limits=limits, key=key_of(request, route), route=route.name)
 
 
-async def _counted_beside(ask: Ask[Any, Any], counted: Counted) -> Answer | web.StreamResponse:
-    """Count a request before its work is done, or meanwhile where that can be taken back. Raises RateLimited."""
+async def _counted_meanwhile(ask: Ask[Any, Any], counted: Counted) -> Answer | web.StreamResponse:
+    """Count a request while its work is done, which `once` takes back where a limit refuses. Raises RateLimited."""
     counting = asyncio.create_task(_count(ask, counted), name="count")
     try:
-        if not ask.route.counted_meanwhile:
-            await counting
         return await ask.route.handler(replace(ask, counting=counting))
     except SojournError:
         await counting  # a refusal by a limit comes before any other

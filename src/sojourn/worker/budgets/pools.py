@@ -54,10 +54,18 @@ class DayPools:
         if told := await waking.wake(self._db, ring, now(), self._defaults):
             log.info("budget.room_again", extra={"runs": told})
 
-    async def room(self, claimed: Claimed, call: str, held: Held, *, priced: bool) -> reserving.Verdict:
-        """Reserve what a call beside the replies may cost. Raises LeaseLost."""
+    async def room(
+        self, claimed: Claimed, call: str, held: Held, *, priced: bool, tally: Tally | None = None
+    ) -> reserving.Verdict:
+        """Reserve what a call may cost, beside what the tally has to settle. Raises LeaseLost."""
+        paid = tally.paid if tally is not None else ()
         wanted = reserving.Wanted(
-            call=call, usd_micros=held.usd_micros if priced else None, tokens=held.input_tokens + held.output_tokens
+            call=call,
+            usd_micros=held.usd_micros if priced else None,
+            tokens=held.input_tokens + held.output_tokens,
+            ending=tuple(one.call for one in paid if not one.open),
+            owed_usd_micros=sum(one.usd_micros for one in paid),
+            owed_tokens=sum(one.tokens for one in paid),
         )
         return await reserving.reserve(
             self._db, self._worker_id, claimed=claimed, wanted=wanted, defaults=self._defaults
@@ -67,17 +75,7 @@ class DayPools:
         self, claimed: Claimed, asked: ev.ModelAsked, *, tally: Tally, priced: bool
     ) -> ev.Unfunded | None:
         """Reserve what a call may cost; the event that says why not, where there is no room. Raises LeaseLost."""
-        wanted = reserving.Wanted(
-            call=call_name(asked),
-            usd_micros=asked.held.usd_micros if priced else None,
-            tokens=asked.held.input_tokens + asked.held.output_tokens,
-            ending=tuple(one.call for one in tally.paid if not one.open),
-            owed_usd_micros=sum(one.usd_micros for one in tally.paid),
-            owed_tokens=sum(one.tokens for one in tally.paid),
-        )
-        found = await reserving.reserve(
-            self._db, self._worker_id, claimed=claimed, wanted=wanted, defaults=self._defaults
-        )
+        found = await self.room(claimed, call_name(asked), asked.held, priced=priced, tally=tally)
         if found.verdict == "held":
             return None
         assert found.pool is not None

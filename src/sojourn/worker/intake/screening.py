@@ -206,13 +206,10 @@ class Calls:
             return ()  # nothing runs with them
         text = msgspec.json.encode({"tool": call.tool.name, "arguments": args}).decode()
         subject = Subject("tool_arguments", frame.id, max(frame.step - 1, 0), text, call.uid)
-        task = asyncio.create_task(self._consult(subject))
+        task = asyncio.create_task(self._place.consult(subject))
         task.add_done_callback(lambda _: self._wake())
         self.asking[call.uid] = looked_at, task
         return None
-
-    async def _consult(self, subject: Subject) -> tuple[Found, ...]:
-        return await self._place.consult(subject)
 
     def _drop(self, calls: Iterable[str]) -> None:
         """Ask no more about these."""
