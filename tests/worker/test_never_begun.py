@@ -64,6 +64,13 @@ class Moment:
             while not await engine.fetch(WAITING):  # noqa: ASYNC110 (a worker comes to the lock)
                 await asyncio.sleep(0.01)
 
+    async def comes_to_its_row(self) -> None:
+        """Let the worker, whose keeper stands still, come as far as the row that we hold."""
+        await self.opens()
+        await self.hold_row()
+        await self.keeper(signal.SIGCONT)
+        await self.somebody_waits()
+
     async def keeper(self, how: signal.Signals) -> None:
         async with self.here.sandboxes() as sandboxes:
             os.kill(keeper_pid(sandboxes), how)
@@ -91,10 +98,7 @@ async def while_its_files_are_brought(moment: Moment) -> AsyncIterator[None]:
 async def before_its_row_says_that_they_are_here(moment: Moment) -> AsyncIterator[None]:
     await moment.keeper(signal.SIGSTOP)
     yield
-    await moment.opens()
-    await moment.hold_row()
-    await moment.keeper(signal.SIGCONT)
-    await moment.somebody_waits()
+    await moment.comes_to_its_row()
     await moment.here.kill_workers()
     await moment.row.aclose()
 
@@ -103,10 +107,7 @@ async def before_its_row_says_that_they_are_here(moment: Moment) -> AsyncIterato
 async def before_the_keeper_hears_of_it(moment: Moment) -> AsyncIterator[None]:
     await moment.keeper(signal.SIGSTOP)
     yield
-    await moment.opens()
-    await moment.hold_row()
-    await moment.keeper(signal.SIGCONT)
-    await moment.somebody_waits()
+    await moment.comes_to_its_row()
     await moment.keeper(signal.SIGSTOP)
     await moment.row.aclose()
     await moment.is_true("host is not null")

@@ -11,6 +11,7 @@ that was paid or waited for is hidden in another's time.
 import re
 from collections.abc import Iterable
 from datetime import datetime
+from itertools import count
 from typing import Any, Literal
 
 import msgspec
@@ -95,6 +96,7 @@ class Book:
         """The tool of each call."""
         self.waits: dict[str, Wait] = {}
         """The open questions."""
+        self.judges = count()
         self.ended_at: datetime | None = None
 
     def take(self, event: ev.Event) -> None:
@@ -189,7 +191,7 @@ class Book:
     def _consulted(self, event: ev.Consulted) -> None:
         """A judge's call stands in the step of what it judged, in which there may be many."""
         above, begun = self._step(event.frame, event.step, event.began_at), event.began_at
-        id_ = f"{above}/judge.{sum(span.kind == 'judge' for span in self.spans.values())}"
+        id_ = f"{above}/judge.{next(self.judges)}"
         name = f"{event.guardrail}@{event.version}"
         self._open(Span(id=id_, parent=above, kind="judge", name=name, started_at=begun))
         error = Trouble(code=event.error, detail="The judge gave no verdict.") if event.error else None

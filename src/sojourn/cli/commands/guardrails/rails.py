@@ -130,17 +130,19 @@ def test(args: Namespace, shell: Shell) -> int:
     else:
         shell.out.line(found["verdict"], "bold")
         for one in found["found"]:
-            whose = " (operator)" if one["operator"] else ""
-            where = f"{one['guardrail']}{whose} version {one['version']}"
             why = f" ({one_line(one['why'], 500)})" if one["why"] else ""
-            shell.out.line(f"  {where}, rule {one['rule']}: {one['kind']} -> {one['then']}{why}")
+            shell.out.line(f"  {_rule(one)}: {one['kind']} -> {one['then']}{why}")
         for one in found["judges"]:
-            whose = " (operator)" if one["operator"] else ""
-            where = f"{one['guardrail']}{whose} version {one['version']}"
-            shell.out.line(f"  {where}, rule {one['rule']}: a judge would be asked, and was not")
+            shell.out.line(f"  {_rule(one)}: a judge would be asked, and was not")
         if found["verdict"] == "redact":
             shell.out.line(f"  {one_line(found['text'], 500)}")
     return FAILED if found["verdict"] == "refuse" else OK
+
+
+def _rule(one: Json) -> str:
+    """Name the rule that a verdict is about."""
+    whose = " (operator)" if one["operator"] else ""
+    return f"{one['guardrail']}{whose} version {one['version']}, rule {one['rule']}"
 
 
 def _operator(name: str, args: Namespace, shell: Shell) -> int:

@@ -41,26 +41,27 @@ def add(args: Namespace, shell: Shell) -> int:
         body["events"] = args.event
     # Without an Idempotency-Key, which would have the secret remembered.
     made = shell.client().json("POST", "/v1/webhooks", body=json.dumps(body).encode(), headers=JSON_TYPE)
-    _show_secret(made, shell, as_json=args.json)
-    shell.err.line(f"`sojourn webhooks test {made['id']}` sends a first message.", "dim")
-    return OK
+    return _show(made, shell, f"`sojourn webhooks test {made['id']}` sends a first message.", as_json=args.json)
 
 
 def replace_secret(args: Namespace, shell: Shell) -> int:
     """Give a webhook another secret and print it."""
     body, path = {"overlap_s": int(seconds(args.overlap))}, f"/v1/webhooks/{segment(args.webhook)}/secret"
     made = shell.client().json("POST", path, body=json.dumps(body).encode(), headers=JSON_TYPE)
-    _show_secret(made, shell, as_json=args.json)
-    shell.err.line(f"Messages are signed with the former one too for {args.overlap} more.", "dim")
-    return OK
+    return _show(
+        made, shell, f"Messages are signed with the former one too for {args.overlap} more.", as_json=args.json
+    )
 
 
-def _show_secret(made: Json, shell: Shell, *, as_json: bool) -> None:
-    """Show a webhook's secret, once."""
+def _show(made: Json, shell: Shell, then: str, *, as_json: bool) -> int:
+    """Show a webhook's new secret, once; people are told what comes then."""
     if as_json:
-        return shell.print_json(made)
+        shell.print_json(made)
+        return OK
     shell.err.line(f"{made['id']}: this is the only time that the secret is shown.", "dim")
     shell.out.line(made["secret"])
+    shell.err.line(then, "dim")
+    return OK
 
 
 def list_webhooks(args: Namespace, shell: Shell) -> int:
